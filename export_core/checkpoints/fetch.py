@@ -1,0 +1,195 @@
+"""Weights by address: fetched once into a cache, checked, and from then on a plain local file.
+
+Cache layout: ``<cache>/<scheme>/<host>/<path>``. A transfer in progress is a hidden ``.part`` file beside the
+final place; the final name appears by one rename, after the check.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from zooport.export_core.checkpoints.remote import Progress, TransferError, download
+from zooport.export_core.failures import Failure
+
+DETECTRON2_HOST = "https://dl.fbaipublicfiles.com/detectron2/"
+"""What ``detectron2://`` stands for; the environment variable ZOOPORT_DETECTRON2_URL names a mirror."""
+
+SCHEMES = ("file", "http", "https", "detectron2", "s3", "gs")
+
+_QUERY = "?"
+# detectron2's release files end in the first six digits of their own MD5: model_final_280758.pkl.
+_NAMED_BY_MD5 = re.compile(r"model_(?:final|\d{7})_([0-9a-f]{6})\.pkl")
+
+
+def is_url(text: str) -> bool:
+    """Return whether ``text`` is an address rather than a path."""
+    return "://" in text
+
+
+def cache_root() -> Path:
+    """Return the cache directory: ZOOPORT_CACHE, else ``zooport`` in the user's cache directory."""
+    named = os.environ.get("ZOOPORT_CACHE")
+    if named:
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zooport"
+
+
+def cache_path(url: str, cache_dir: Path | None = None) -> Path:
+    """Return where the file of this address is, or will be, on this machine; opens nothing.
+
+    Raises:
+        Failure: ``config.invalid`` for an address of an unknown scheme or one that names no file.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES:
+        expected = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise Failure("config.invalid", f"{_shown(url)}: unknown scheme", hint=f"expected one of {expected}")
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    folders = [part for part in parts.path.split("/") if part]
+    if not parts.netloc or not folders or {".", ".."} & set(folders) or parts.path.endswith("/"):
+        raise Failure("config.invalid", f"{_shown(url)}: this address names no file")
+    if parts.query:
+        folders.insert(-1, _QUERY + hashlib.sha256(parts.query.encode()).hexdigest()[:12])
+    host = parts.netloc.rpartition("@")[2]
+    return (cache_dir or cache_root()).joinpath(parts.scheme, host, *folders)
+
+
+def address_of(path: Path, cache_dir: Path | None = None) -> str | None:
+    """Return the address that a place in the cache belongs to; None for any other path.
+
+    An address with a query cannot be told from its place: signatures do not belong on disk.
+    """
+    try:
+        scheme, host, *folders = path.relative_to(cache_dir or cache_root()).parts
+    except ValueError:
+        return None
+    if scheme not in SCHEMES or not folders or any(folder.startswith(_QUERY) for folder in folders):
+        return None
+    return f"{scheme}://{host}/{'/'.join(folders)}"
+
+
+def fetch(
+    url: str,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+    silent: set[str] | None = None,
+) -> Path:
+    """Return a local file with the content of ``url``, fetching it unless the cache has it.
+
+    Two processes that ask for the same file at once fetch it once. A broken transfer is continued, in this
+    call and in later ones.
+
+    Args:
+        url: address with one of :data:`SCHEMES`; ``detectron2://`` as in detectron2's configs.
+        cache_dir: where files are kept; :func:`cache_root` by default.
+        progress: called with the bytes that are here and the bytes in all (or None).
+        silent: servers to which no connection came about: added to here, and not asked again, so that many
+            addresses of one server fail as quickly as one where there is no network.
+
+    Raises:
+        Failure: ``checkpoint.missing`` when there is no such file, ``fetch.failed`` when it cannot be
+            reached, ``checkpoint.corrupt`` when it is not the file that its name promises,
+            ``resource.disk`` when it cannot be written here, ``dependency.missing`` when the scheme needs
+            an extra.
+    """
+    final = cache_path(url, cache_dir)
+    if final.exists():
+        if not _is_as_named(final, final.name):
+            raise _corrupt(url, final, hint="remove it to fetch it again")
+        return final
+    if urlsplit(url).scheme == "file":
+        raise Failure("checkpoint.missing", f"{final} does not exist", details={"path": str(final)})
+    try:
+        with _locked(final):
+            if not final.exists():
+                _fill(url, final, progress or _ignore, set() if silent is None else silent)
+    except TransferError as error:
+        raise _unreachable(url, final, error) from error
+    except OSError as error:
+        raise Failure(
+            "resource.disk",
+            f"cannot write {final}: {error.strerror or error}",
+            hint="free space or set ZOOPORT_CACHE",
+        ) from error
+    return final
+
+
+def _fill(url: str, final: Path, progress: Progress, silent: set[str]) -> None:
+    """Download, check, publish; what arrives damaged is fetched anew once."""
+    source = _resolved(url)
+    server = urlsplit(source).netloc
+    if server in silent:
+        raise TransferError(f"no connection to {server}")
+    for _ in range(2):
+        try:
+            part = download(source, final.parent, final.name, progress)
+        except TransferError as error:
+            silent.update({server} if error.unconnected else ())
+            raise
+        if _is_as_named(part, final.name):
+            part.replace(final)
+            return
+        part.unlink()
+    raise _corrupt(url, final, hint="it was removed; the server's file, or what lies between, is damaged")
+
+
+def _resolved(url: str) -> str:
+    if not url.startswith("detectron2://"):
+        return url
+    host = os.environ.get("ZOOPORT_DETECTRON2_URL", DETECTRON2_HOST)
+    return f"{host.rstrip('/')}/{url.removeprefix('detectron2://')}"
+
+
+def _is_as_named(path: Path, name: str) -> bool:
+    promised = _NAMED_BY_MD5.fullmatch(name)
+    if promised is None:
+        return True
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+    return digest.hexdigest().startswith(promised[1])
+
+
+@contextmanager
+def _locked(final: Path) -> Iterator[None]:
+    """Hold the right to fetch this file; waits for a process that is at it. Freed when the holder dies."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with final.with_name(f".{final.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _corrupt(url: str, path: Path, hint: str) -> Failure:
+    return Failure(
+        "checkpoint.corrupt",
+        f"{path}: its MD5 does not begin with the digits in its name",
+        hint=hint,
+        details={"url": _shown(url), "path": str(path)},
+    )
+
+
+def _unreachable(url: str, final: Path, error: TransferError) -> Failure:
+    return Failure(
+        "checkpoint.missing" if error.missing else "fetch.failed",
+        f"cannot fetch {_shown(url)}: {error}",
+        hint=f"without network, place the file at {final}",
+        details={"url": _shown(url), "path": str(final)},
+    )
+
+
+def _shown(url: str) -> str:
+    """Return the address without what may be secret: user, password, signature."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}" if parts.scheme else url
+
+
+def _ignore(done: int, total: int | None) -> None:
+    """Report nothing."""

@@ -1,0 +1,244 @@
+"""Box and mask average precision, counted by pycocotools with detectron2's conventions."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_util
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from zooport.export_core.evaluation.annotations import Annotation
+from zooport.export_core.evaluation.datasets import Dataset
+from zooport.export_core.evaluation.postprocess import Array, encode_mask
+from zooport.export_core.evaluation.tasks import (
+    ImageOutputs,
+    require_classes,
+    setting,
+    unique_labels,
+)
+
+# Architectures without second-stage heads: MODEL.MASK_ON and MODEL.KEYPOINT_ON mean nothing to them.
+ONE_STAGE = ("RetinaNet", "FCOS")
+# Architectures that give no classified boxes.
+BOXLESS = ("SemanticSegmentor", "ProposalNetwork")
+
+Results = list[dict[str, Any]]
+
+
+def detects(config: Any) -> bool:
+    """Whether the model gives classified boxes."""
+    return setting(config, "MODEL.META_ARCHITECTURE") not in BOXLESS
+
+
+def has_head(config: Any, switch: str) -> bool:
+    """Whether the model has the second-stage head that a config key such as ``MODEL.MASK_ON`` turns on."""
+    two_stage = detects(config) and setting(config, "MODEL.META_ARCHITECTURE") not in ONE_STAGE
+    return two_stage and bool(setting(config, switch, False))
+
+
+def require_detection_classes(config: Any, dataset: Dataset) -> None:
+    """Refuse a dataset with another number of categories than the detector has classes."""
+    architecture = setting(config, "MODEL.META_ARCHITECTURE")
+    one_stage = f"MODEL.{architecture.upper()}.NUM_CLASSES" if architecture in ONE_STAGE else None
+    key = one_stage if one_stage and setting(config, one_stage, None) else "MODEL.ROI_HEADS.NUM_CLASSES"
+    require_classes(setting(config, key), key, dataset)
+
+
+class BoxAP:
+    """COCO box AP."""
+
+    name = "bbox"
+    outputs = ("pred_boxes", "scores", "pred_classes")
+
+    def applies(self, config: Any, dataset: Dataset) -> bool:
+        """Every detector."""
+        return detects(config)
+
+    def check(self, config: Any, dataset: Dataset) -> None:
+        """The dataset must have as many categories as the model has classes."""
+        require_detection_classes(config, dataset)
+
+    def collect(self, result: ImageOutputs, dataset: Dataset, config: Any) -> Results:
+        """Return COCO results without image ids: category_id, score, and bbox as x, y, width, height."""
+        rows = instance_rows(result.outputs, dataset)
+        for row, box in zip(rows, xywh(result.outputs["pred_boxes"]), strict=True):
+            row["bbox"] = box
+        return rows
+
+    def score(self, values: Sequence[Results], dataset: Dataset, config: Any) -> dict[str, float]:
+        """Return AP, AP50, AP75, APs, APm, APl and AP per category."""
+        truth = by_image(dataset, [ground_truth(annotation) for annotation in dataset.annotations])
+        found = [[{**row, "area": row["bbox"][2] * row["bbox"][3]} for row in rows] for rows in values]
+        return detection_metrics("bbox", truth, found, dataset)
+
+
+class MaskAP:
+    """COCO mask AP; a detection's area is its mask's, not its box's."""
+
+    name = "segm"
+    outputs = ("pred_boxes", "scores", "pred_classes", "pred_masks")
+
+    def applies(self, config: Any, dataset: Dataset) -> bool:
+        """Models with a mask head, on datasets with masks."""
+        return has_head(config, "MODEL.MASK_ON") and dataset.has_masks
+
+    def check(self, config: Any, dataset: Dataset) -> None:
+        """Every object must have a mask that pycocotools can read."""
+        _ = dataset.mask_rles
+
+    def collect(self, result: ImageOutputs, dataset: Dataset, config: Any) -> Results:
+        """Return COCO results without image ids: category_id, score, and segmentation as run lengths."""
+        rows = instance_rows(result.outputs, dataset)
+        for row, mask in zip(rows, result.masks, strict=True):
+            row["segmentation"] = encode_mask(mask, result.image.height, result.image.width)
+        return rows
+
+    def score(self, values: Sequence[Results], dataset: Dataset, config: Any) -> dict[str, float]:
+        """Return AP, AP50, AP75, APs, APm, APl and AP per category."""
+        found = [
+            [{**row, "area": float(mask_util.area(row["segmentation"]))} for row in rows] for rows in values
+        ]
+        truth = by_image(
+            dataset,
+            [
+                {**ground_truth(annotation), "segmentation": rle}
+                for annotation, rle in zip(dataset.annotations, dataset.mask_rles, strict=True)
+            ],
+        )
+        return detection_metrics("segm", truth, found, dataset)
+
+
+def instance_rows(outputs: Mapping[str, Array], dataset: Dataset) -> Results:
+    """Start one result per instance with its score and the dataset's category id."""
+    return [
+        {"category_id": dataset.category_ids[index], "score": score}
+        for index, score in zip(outputs["pred_classes"].tolist(), outputs["scores"].tolist(), strict=True)
+    ]
+
+
+def xywh(boxes: Array) -> list[list[float]]:
+    """Turn float32 xyxy boxes (N, 4) into COCO's x, y, width, height."""
+    converted = boxes.copy()
+    converted[:, 2:] -= converted[:, :2]
+    rows: list[list[float]] = converted.tolist()
+    return rows
+
+
+def by_image(dataset: Dataset, rows: Sequence[dict[str, Any]]) -> list[Results]:
+    """Group rows made from ``dataset.annotations``, one each, in the order of ``dataset.images``."""
+    groups: dict[int | str, Results] = {image.id: [] for image in dataset.images}
+    for annotation, row in zip(dataset.annotations, rows, strict=True):
+        groups[annotation.image_id].append(row)
+    return list(groups.values())
+
+
+def ground_truth(annotation: Annotation) -> dict[str, Any]:
+    """Return the fields of an annotation that pycocotools reads in every evaluation."""
+    return {
+        "category_id": annotation.category_id,
+        "bbox": list(annotation.box),
+        "area": annotation.area,
+        "iscrowd": int(annotation.crowd),
+    }
+
+
+def detection_metrics(
+    kind: str, truth: Sequence[Results], found: Sequence[Results], dataset: Dataset
+) -> dict[str, float]:
+    """Run pycocotools on ground truth and results, both grouped in the order of ``dataset.images``.
+
+    Args:
+        kind: pycocotools' iouType, "bbox" or "segm".
+        truth: entries of :func:`ground_truth`, with a segmentation for "segm".
+        found: COCO results with an area.
+        dataset: gives images and categories.
+
+    Returns:
+        The six standard metrics and, with more than one class, AP per category; in points, undefined ones
+        left out.
+    """
+    precision = coco_precision(kind, truth, found, dataset)
+    # precision is indexed by IoU threshold (0.5 to 0.95), recall, category, area (all, small, medium,
+    # large) and number of detections.
+    metrics = {
+        "AP": mean_precision(precision[:, :, :, 0, -1]),
+        "AP50": mean_precision(precision[0, :, :, 0, -1]),
+        "AP75": mean_precision(precision[5, :, :, 0, -1]),
+        "APs": mean_precision(precision[:, :, :, 1, -1]),
+        "APm": mean_precision(precision[:, :, :, 2, -1]),
+        "APl": mean_precision(precision[:, :, :, 3, -1]),
+    }
+    if len(dataset.categories) > 1:
+        for index, label in enumerate(unique_labels(dataset)):
+            metrics[f"AP-{label}"] = mean_precision(precision[:, :, index, 0, -1])
+    return defined(metrics)
+
+
+def coco_precision(
+    kind: str,
+    truth: Sequence[Results],
+    found: Sequence[Results],
+    dataset: Dataset,
+    category_ids: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> Array:
+    """Return pycocotools' precision table; -1 marks entries that no ground truth defines.
+
+    Images and annotations get new ids: pycocotools takes an annotation with id 0 for unmatched. The order of
+    the dataset's image ids is kept because it decides between equal scores.
+    """
+    ids = [image.id for image in dataset.images]
+    order = sorted(range(len(ids)), key=lambda index: (isinstance(ids[index], str), ids[index]))
+    images = [
+        {"id": rank, "height": dataset.images[index].height, "width": dataset.images[index].width}
+        for rank, index in enumerate(order)
+    ]
+    categories = [{"id": category.id, "name": category.name} for category in dataset.categories]
+    with silence():
+        evaluation = COCOeval(
+            _coco(images, categories, [truth[index] for index in order]),
+            _coco(images, categories, [found[index] for index in order]),
+            kind,
+        )
+        if category_ids is not None:
+            evaluation.params.catIds = list(category_ids)
+        if sigmas is not None:
+            evaluation.params.kpt_oks_sigmas = np.array(sigmas, dtype=np.float64)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision: Array = evaluation.eval["precision"]
+    return precision
+
+
+def defined(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """Scale fractions to points and leave out undefined metrics."""
+    return {name: 100.0 * value for name, value in metrics.items() if value is not None}
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Hide what pycocotools prints; its errors are exceptions and pass."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def mean_precision(precision: Array) -> float | None:
+    """Return the mean over the entries that ground truth defines, None if there are none."""
+    valid = precision[precision > -1]
+    return float(np.mean(valid)) if valid.size else None
+
+
+def _coco(images: Results, categories: Results, grouped: Sequence[Results]) -> Any:
+    annotations: Results = []
+    for rank, rows in enumerate(grouped):
+        for row in rows:
+            annotations.append({"iscrowd": 0, **row, "image_id": rank, "id": len(annotations) + 1})
+    coco = COCO()
+    coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
+    coco.createIndex()
+    return coco

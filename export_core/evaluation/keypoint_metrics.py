@@ -1,0 +1,104 @@
+"""Keypoint average precision by object keypoint similarity (OKS), counted by pycocotools."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from zooport.export_core.evaluation.annotations import Annotation
+from zooport.export_core.evaluation.coco_metrics import (
+    Results,
+    by_image,
+    coco_precision,
+    defined,
+    ground_truth,
+    has_head,
+    instance_rows,
+    mean_precision,
+    require_detection_classes,
+    xywh,
+)
+from zooport.export_core.evaluation.datasets import Dataset
+from zooport.export_core.evaluation.tasks import ImageOutputs, setting
+from zooport.export_core.failures import Failure
+
+# How far annotators differ for each of COCO's person keypoints, relative to object size (COCO's definition).
+COCO_SIGMAS = (
+    *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
+    *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+)
+
+
+class KeypointAP:
+    """COCO keypoint AP over the categories that define keypoints."""
+
+    name = "keypoints"
+    outputs = ("pred_boxes", "scores", "pred_classes", "pred_keypoints")
+
+    def applies(self, config: Any, dataset: Dataset) -> bool:
+        """Models with a keypoint head, on datasets with keypoints."""
+        return has_head(config, "MODEL.KEYPOINT_ON") and dataset.has_keypoints
+
+    def check(self, config: Any, dataset: Dataset) -> None:
+        """Model, dataset and OKS sigmas must agree in the number of keypoints."""
+        require_detection_classes(config, dataset)
+        expected = setting(config, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS")
+        for category in dataset.categories:
+            if category.keypoints and len(category.keypoints) != expected:
+                raise dataset.failure(
+                    f"defines {len(category.keypoints)} keypoints for {category.name}, but the model has"
+                    f" {expected} (MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS)"
+                )
+        if len(_sigmas(config)) != expected:
+            raise Failure(
+                "config.invalid",
+                f"TEST.KEYPOINT_OKS_SIGMAS has {len(_sigmas(config))} values for {expected} keypoints",
+                hint="give one sigma per keypoint as an override; COCO's own are the default",
+            )
+
+    def collect(self, result: ImageOutputs, dataset: Dataset, config: Any) -> Results:
+        """Return COCO results without image ids: category_id, score, bbox, keypoints as x, y, score.
+
+        COCO's coordinates name pixels, the model's are continuous: half a pixel lies between them.
+        """
+        keypoints = result.outputs["pred_keypoints"].copy()
+        keypoints[:, :, :2] -= 0.5
+        rows = instance_rows(result.outputs, dataset)
+        boxes = xywh(result.outputs["pred_boxes"])
+        flat = keypoints.reshape(len(keypoints), math.prod(keypoints.shape[1:])).tolist()
+        return [
+            {**row, "bbox": box, "keypoints": points}
+            for row, box, points in zip(rows, boxes, flat, strict=True)
+        ]
+
+    def score(self, values: Sequence[Results], dataset: Dataset, config: Any) -> dict[str, float]:
+        """Return AP, AP50, AP75, APm and APl."""
+        counts = {category.id: len(category.keypoints) for category in dataset.categories}
+        truth = by_image(dataset, [_truth(entry, counts[entry.category_id]) for entry in dataset.annotations])
+        found = [[{**row, "area": row["bbox"][2] * row["bbox"][3]} for row in rows] for rows in values]
+        categories = [category.id for category in dataset.categories if category.keypoints]
+        precision = coco_precision(
+            "keypoints", truth, found, dataset, category_ids=categories, sigmas=_sigmas(config)
+        )
+        # COCO has no small persons with keypoints: its areas here are all, medium and large.
+        return defined(
+            {
+                "AP": mean_precision(precision[:, :, :, 0, -1]),
+                "AP50": mean_precision(precision[0, :, :, 0, -1]),
+                "AP75": mean_precision(precision[5, :, :, 0, -1]),
+                "APm": mean_precision(precision[:, :, :, 1, -1]),
+                "APl": mean_precision(precision[:, :, :, 2, -1]),
+            }
+        )
+
+
+def _sigmas(config: Any) -> Sequence[float]:
+    sigmas: Sequence[float] = setting(config, "TEST.KEYPOINT_OKS_SIGMAS", ())
+    return sigmas or COCO_SIGMAS
+
+
+def _truth(annotation: Annotation, count: int) -> dict[str, Any]:
+    keypoints = annotation.keypoints or (0.0,) * (3 * count)
+    labelled = sum(visibility > 0 for visibility in keypoints[2::3])
+    return {**ground_truth(annotation), "keypoints": list(keypoints), "num_keypoints": labelled}

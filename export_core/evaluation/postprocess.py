@@ -1,0 +1,149 @@
+"""From the network's frame to the original image: boxes, masks and keypoints, as detectron2 does on CPU.
+
+Everything is computed in float32 like detectron2's tensors, so that boxes and thresholded masks come out
+equal, not merely close.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as mask_util
+
+Array = npt.NDArray[Any]
+BoolMask = npt.NDArray[np.bool_]
+
+MASK_THRESHOLD = 0.5
+
+# Fields with one row per instance, the boxes first.
+INSTANCE_FIELDS = (
+    ("pred_boxes", "scores", "pred_classes", "pred_masks", "pred_keypoints"),
+    ("proposal_boxes", "objectness_logits"),
+)
+
+
+class PastedMask(NamedTuple):
+    """A thresholded mask in the original image: ``crop`` at (``top``, ``left``), background elsewhere."""
+
+    crop: BoolMask
+    top: int
+    left: int
+
+    def full(self, height: int, width: int) -> BoolMask:
+        """Return the mask of the whole image, bool (height, width), column-major as run lengths want it."""
+        whole = np.zeros((height, width), dtype=np.bool_, order="F")
+        rows, columns = self.crop.shape
+        whole[self.top : self.top + rows, self.left : self.left + columns] = self.crop
+        return whole
+
+
+def to_image_frame(
+    outputs: Mapping[str, Array], network_size: tuple[int, int], image_size: tuple[int, int]
+) -> dict[str, Array]:
+    """Scale instances to the original image, clip their boxes and drop those left without area.
+
+    Args:
+        outputs: fields in the network's frame: pred_boxes (N, 4) with scores, pred_classes, pred_masks and
+            pred_keypoints, or proposal_boxes (N, 4) with objectness_logits, where present. Others pass
+            unchanged.
+        network_size: (H, W) of the resized image that the network saw.
+        image_size: (H, W) of the original image.
+
+    Returns:
+        The same fields with N' <= N instances; masks are still probabilities in their boxes.
+    """
+    framed = dict(outputs)
+    if "pred_keypoints" in framed:
+        framed["pred_keypoints"] = scale_keypoints(framed["pred_keypoints"], network_size, image_size)
+    for boxes, *others in INSTANCE_FIELDS:
+        if boxes not in framed:
+            continue
+        framed[boxes] = scale_boxes(framed[boxes], network_size, image_size)
+        sides = framed[boxes][:, 2:] - framed[boxes][:, :2]
+        keep = (sides > 0).all(axis=1)
+        framed |= {name: framed[name][keep] for name in (boxes, *others) if name in framed}
+    return framed
+
+
+def scale_boxes(boxes: Array, network_size: tuple[int, int], image_size: tuple[int, int]) -> Array:
+    """Scale xyxy boxes (N, 4) from the network's frame to the image's, and clip them to the image."""
+    height, width = image_size
+    scaled = boxes.astype(np.float32)
+    scaled[:, 0::2] *= np.float32(width / network_size[1])
+    scaled[:, 1::2] *= np.float32(height / network_size[0])
+    scaled[:, 0::2] = scaled[:, 0::2].clip(0, width)
+    scaled[:, 1::2] = scaled[:, 1::2].clip(0, height)
+    return scaled
+
+
+def scale_keypoints(keypoints: Array, network_size: tuple[int, int], image_size: tuple[int, int]) -> Array:
+    """Scale x and y of keypoints (N, K, 3) from the network's frame to the image's; scores stay."""
+    scaled = keypoints.astype(np.float32)
+    scaled[:, :, 0] *= np.float32(image_size[1] / network_size[1])
+    scaled[:, :, 1] *= np.float32(image_size[0] / network_size[0])
+    return scaled
+
+
+def paste_mask(
+    mask: Array, box: Array, height: int, width: int, threshold: float = MASK_THRESHOLD
+) -> PastedMask:
+    """Paste one mask of M x M probabilities into its box and threshold it.
+
+    Equal to bilinear grid sampling at pixel centres with corners not aligned and zeros outside the mask, over
+    the box grown by one pixel on each side. Bilinear sampling is separable, so it is two small matrix
+    products.
+
+    Args:
+        mask: float (M, M) probabilities.
+        box: xyxy float32 (4,) in image pixels, with positive width and height.
+        height: of the image in pixels.
+        width: of the image in pixels.
+        threshold: a pixel is set where the probability is at least this.
+    """
+    left, right = _span(box[0], box[2], width)
+    top, bottom = _span(box[1], box[3], height)
+    rows = _sampling_weights(top, bottom, box[1], box[3], mask.shape[0])
+    columns = _sampling_weights(left, right, box[0], box[2], mask.shape[1])
+    sampled = rows @ mask.astype(np.float32) @ columns.T
+    return PastedMask(sampled >= threshold, top, left)
+
+
+def paste_masks(
+    masks: Array, boxes: Array, height: int, width: int, threshold: float = MASK_THRESHOLD
+) -> BoolMask:
+    """Paste masks (N, 1, M, M) or (N, M, M) into boxes (N, 4): bool (N, height, width)."""
+    squares = masks[:, 0] if masks.ndim == 4 else masks
+    pasted = np.zeros((len(boxes), height, width), dtype=np.bool_)
+    for index, (mask, box) in enumerate(zip(squares, boxes, strict=True)):
+        pasted[index] = paste_mask(mask, box, height, width, threshold).full(height, width)
+    return pasted
+
+
+def encode_mask(mask: PastedMask, height: int, width: int) -> dict[str, Any]:
+    """Return the mask of the whole image as COCO's compressed run lengths, JSON-ready."""
+    rle = mask_util.encode(mask.full(height, width).view(np.uint8))
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+
+
+def _span(low: np.float32, high: np.float32, limit: int) -> tuple[int, int]:
+    """Return the first and the past-the-end pixel that a box side can touch, one pixel generous."""
+    return max(int(np.floor(low)) - 1, 0), min(int(np.ceil(high)) + 1, limit)
+
+
+def _sampling_weights(first: int, end: int, low: np.float32, high: np.float32, size: int) -> Array:
+    """Return float32 (end - first, size): the weight of each mask cell in each pixel along one axis."""
+    centres = np.arange(first, end, dtype=np.float32) + np.float32(0.5)
+    # The same order of float32 steps as sampling with normalised coordinates in [-1, 1].
+    normalised = (centres - low) / (high - low) * np.float32(2) - np.float32(1)
+    position = ((normalised + np.float32(1)) * np.float32(size) - np.float32(1)) / np.float32(2)
+    below = np.floor(position)
+    fraction = position - below
+    weights = np.zeros((end - first, size), dtype=np.float32)
+    pixels = np.arange(end - first)
+    for cell, weight in ((below, np.float32(1) - fraction), (below + 1, fraction)):
+        inside = (cell >= 0) & (cell < size)
+        weights[pixels[inside], cell[inside].astype(np.int64)] += weight[inside]
+    return weights

@@ -1,0 +1,154 @@
+"""What can be measured: one :class:`Task` per metric family, found by name in a registry.
+
+Adding a task is one file with a class that has these members, and its registration with :func:`register`.
+A task works in two steps so that evaluation can be split over images and joined again without changing a
+digit: ``collect`` turns one image's outputs into a small plain value, ``score`` turns all values into
+metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from typing import Any, Protocol
+
+from zooport.export_core.evaluation.datasets import Dataset, DatasetImage
+from zooport.export_core.evaluation.postprocess import Array, PastedMask, paste_mask
+from zooport.export_core.evaluation.segmentation import LabelMap, semantic_labels
+from zooport.export_core.failures import Failure
+
+_NO_DEFAULT = object()
+_ABSENT = object()
+
+
+def setting(config: Any, key: str, default: Any = _NO_DEFAULT) -> Any:
+    """Return ``config.A.B`` for the key ``A.B``; without it the default, or else AttributeError."""
+    value = reduce(lambda node, name: getattr(node, name, _ABSENT), key.split("."), config)
+    if value is not _ABSENT:
+        return value
+    if default is _NO_DEFAULT:
+        raise AttributeError(f"the config has no {key}")
+    return default
+
+
+@dataclass(frozen=True)
+class ImageOutputs:
+    """What the model said about one image.
+
+    Attributes:
+        image: the dataset's image.
+        outputs: instance fields in the original image's frame (see ``postprocess.to_image_frame``); other
+            fields as the model gave them.
+        network_size: (H, W) of the resized image that the network saw.
+    """
+
+    image: DatasetImage
+    outputs: Mapping[str, Array]
+    network_size: tuple[int, int]
+
+    @cached_property
+    def labels(self) -> LabelMap:
+        """The semantic label of each pixel of the original image; computed once, whichever tasks ask."""
+        size = (self.image.height, self.image.width)
+        return semantic_labels(self.outputs["sem_seg"], self.network_size, size)
+
+    @cached_property
+    def masks(self) -> list[PastedMask]:
+        """The instances' masks pasted into the original image; computed once, whichever tasks ask."""
+        fields = zip(self.outputs["pred_masks"][:, 0], self.outputs["pred_boxes"], strict=True)
+        return [paste_mask(mask, box, self.image.height, self.image.width) for mask, box in fields]
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """The collected values of one image, task name -> plain JSON value."""
+
+    image_id: int | str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """One family of metrics."""
+
+    @property
+    def name(self) -> str:
+        """Prefix of its metrics: "bbox" for "bbox/AP"."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the model outputs that ``collect`` reads."""
+
+    def applies(self, config: Any, dataset: Dataset) -> bool:
+        """Whether the model predicts this and the dataset can judge it."""
+
+    def check(self, config: Any, dataset: Dataset) -> None:
+        """Refuse, before any forward pass, a dataset or config with which ``score`` would fail."""
+
+    def collect(self, result: ImageOutputs, dataset: Dataset, config: Any) -> Any:
+        """Return one image's prediction as a plain JSON value."""
+
+    def score(self, values: Sequence[Any], dataset: Dataset, config: Any) -> dict[str, float]:
+        """Return metrics in points (0-100), without prefix.
+
+        ``values`` are the collected ones in the order of ``dataset.images``. A metric that this dataset
+        leaves undefined whatever the model says (APs without small objects) is left out.
+        """
+
+
+TASKS: dict[str, Task] = {}
+
+
+def register(task: Task) -> None:
+    """Make a task known; registering another one under the same name is an error."""
+    if task.name in TASKS:
+        raise ValueError(f"a task named {task.name} is already registered")
+    TASKS[task.name] = task
+
+
+def select_tasks(config: Any, dataset: Dataset) -> list[Task]:
+    """Return the tasks that apply to this model and dataset, checked.
+
+    Raises:
+        Failure: ``dataset.invalid``: no task applies, or the dataset contradicts the config.
+    """
+    selected = [task for task in TASKS.values() if task.applies(config, dataset)]
+    if not selected:
+        architecture = setting(config, "MODEL.META_ARCHITECTURE")
+        raise dataset.failure(
+            f"offers nothing to evaluate a {architecture} with",
+            hint="a semantic or panoptic model needs the dataset's panoptic annotations",
+        )
+    for task in selected:
+        task.check(config, dataset)
+    return selected
+
+
+def unique_labels(dataset: Dataset) -> list[str]:
+    """Return the class names, those that occur twice followed by their dataset id."""
+    names = dataset.class_names
+    return [
+        name if names.count(name) == 1 else f"{name}#{identifier}"
+        for name, identifier in zip(names, dataset.category_ids, strict=True)
+    ]
+
+
+def require_classes(expected: int, key: str, dataset: Dataset) -> None:
+    """Refuse a dataset with another number of categories than the model has classes.
+
+    Raises:
+        Failure: ``dataset.invalid`` naming both numbers and the config key.
+    """
+    found = len(dataset.categories)
+    if found != expected:
+        raise dataset.failure(
+            f"defines {found} categories, but the model has {expected} classes ({key})",
+            hint="name the dataset that this model was trained for",
+        )
+
+
+def missing_output(task: Task, name: str) -> Failure:
+    """Return the failure of a model that lacks an output which the config promises."""
+    return Failure(
+        "artifact.mismatch", f"the model has no output {name}, which its config promises for {task.name}"
+    )

@@ -1,0 +1,181 @@
+"""A disposable process as its caller sees it: messages on one side, its end on the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from zooport.export_core.diagnosis import one_line
+from zooport.export_core.failures import Failure, Stage
+from zooport.export_core.isolation.child import LENGTH, Kind, frame
+from zooport.export_core.isolation.server import STATUS, kill_group
+
+_START_TIMEOUT = 180.0  # seconds for the process to begin; the server may still be importing
+_TRACE_TIME = 0.2  # seconds a hanging process gets to write its stack trace to the log
+_KILL_TIMEOUT = 10.0  # seconds for a killed process to be gone; a disk that hangs takes longer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The last message of a process, still pickled."""
+
+    kind: Kind
+    content: bytes
+
+    def unpack(self) -> Any:
+        """Return the value, or raise the failure."""
+        try:
+            content = pickle.loads(self.content)  # noqa: S301 - from a process that ran our own function
+        except Exception as error:
+            raise Failure("worker.error", f"the result cannot be read back: {one_line(error)}") from error
+        if self.kind is Kind.FAILURE:
+            raise content
+        return content
+
+
+class Cancellation:
+    """A wish, from any thread, that the processes which watch it be killed; it stays."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        self._lock = threading.Lock()
+        self.is_set = False
+
+    def set(self) -> None:
+        """Kill what watches; setting it again changes nothing."""
+        with self._lock:
+            if not self.is_set:
+                self.is_set = True
+                os.close(self._writer)  # who polls the reader sees its end
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll."""
+        return self._reader
+
+
+class Process:
+    """A disposable process as its caller sees it: messages on one side, its end on the other."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        status: int,
+        on_stage: Callable[[Stage], None] | None,
+        cancellation: Cancellation | None,
+    ) -> None:
+        self.stage: Stage | None = None
+        self.outcome: Outcome | None = None
+        self.exit_status: int | None = None
+        self.expired = False
+        self.cancelled = False
+        self._connection = connection
+        self._status = status
+        self._on_stage = on_stage
+        self._pid: int | None = None
+        self._received = bytearray()
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+        self._poll.register(status, select.POLLIN)
+        self._status_open = True
+        self._cancel = -1 if cancellation is None else cancellation.fileno()
+        if cancellation is not None:
+            self._poll.register(cancellation, select.POLLIN)
+
+    def send(self, request: bytes) -> None:
+        """Send the request; a process that died already is noticed by :meth:`wait`."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._connection.sendall(frame(request))
+        self._connection.setblocking(False)
+
+    def wait(self, timeout: float | None) -> None:
+        """Return when there is an outcome, when the process has ended, or at the deadline."""
+        if not self._until(lambda: self._pid is not None, time.monotonic() + _START_TIMEOUT):
+            return
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self.expired = not self._until(lambda: self.outcome is not None or self.cancelled, deadline)
+        if self.expired and self._pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGUSR1)
+            self._until(lambda: False, time.monotonic() + _TRACE_TIME)
+
+    def end(self) -> None:
+        """Kill what is left of the process and its group, wait until it is gone, and close everything."""
+        if self._pid is not None and self.exit_status is None:
+            kill_group(self._pid)
+            self._on_stage = None
+            self._until(lambda: False, time.monotonic() + _KILL_TIMEOUT)
+        self._connection.close()
+        os.close(self._status)
+
+    def _until(self, done: Callable[[], bool], deadline: float | None) -> bool:
+        """Handle messages until ``done`` or the process ended (True), or until the deadline (False)."""
+        while not done() and self._status_open:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            for descriptor, _ in self._poll.poll(None if left is None else left * 1000):
+                if descriptor == self._status:
+                    self._read_status()
+                elif descriptor == self._cancel:
+                    self.cancelled = True
+                    self._poll.unregister(descriptor)
+                else:
+                    self._read_messages()
+        return True
+
+    def _read_status(self) -> None:
+        """Learn the process id, later how the process ended; end of file means that the server is gone."""
+        data = os.read(self._status, STATUS.size)
+        if data and self._pid is None:
+            (self._pid,) = STATUS.unpack(data)
+            return
+        if data:
+            (self.exit_status,) = STATUS.unpack(data)
+        self._status_open = False
+        self._poll.unregister(self._status)
+        self._read_messages()
+
+    def _read_messages(self) -> None:
+        while True:
+            try:
+                data = self._connection.recv(1 << 20)
+            except BlockingIOError:
+                break
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                with contextlib.suppress(KeyError):
+                    self._poll.unregister(self._connection)
+                break
+            self._received += data
+        while message := self._next_message():
+            self._take(message)
+
+    def _next_message(self) -> bytes | None:
+        if len(self._received) < LENGTH.size:
+            return None
+        (length,) = LENGTH.unpack_from(self._received)
+        end = LENGTH.size + length
+        if len(self._received) < end:
+            return None
+        message = bytes(self._received[LENGTH.size : end])
+        del self._received[:end]
+        return message
+
+    def _take(self, message: bytes) -> None:
+        kind, content = pickle.loads(message)  # noqa: S301 - from a process that ran our own function
+        if kind is Kind.STAGE:
+            self.stage = Stage(pickle.loads(content))  # noqa: S301
+            if self._on_stage is not None:
+                self._on_stage(self.stage)
+        elif self.outcome is None:
+            self.outcome = Outcome(kind, content)

@@ -1,0 +1,131 @@
+"""What one-stage detectors share: convolution towers and the way from dense scores to detections."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zooport.export_core.config import Config
+from zooport.export_core.modeling.boxes import class_nms
+from zooport.export_core.modeling.images import ImageNormalizer
+from zooport.export_core.modeling.layers import make_norm
+
+
+def tower(channels: int, convs: int, norm: str, key: str) -> nn.Sequential:
+    """Return 3x3 convolutions, each with a norm (of the config key ``key``) if there is one, and ReLU."""
+    layers: list[nn.Module] = []
+    for _ in range(convs):
+        layers.append(nn.Conv2d(channels, channels, 3, padding=1))
+        if norm:
+            layers.append(make_norm(norm, channels, key))
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+class DenseSelector(nn.Module):
+    """Detections of one image from dense scores: the best of each level, then class-wise NMS over all.
+
+    Args:
+        score_thresh: only higher scores are candidates.
+        topk_candidates: candidates kept in each level.
+        nms_thresh: overlap (IoU) above which the weaker of two boxes of a class goes.
+        topk: detections per image.
+    """
+
+    def __init__(self, score_thresh: float, topk_candidates: int, nms_thresh: float, topk: int) -> None:
+        super().__init__()
+        self.score_thresh = float(score_thresh)
+        self.topk_candidates = topk_candidates
+        self.nms_thresh = float(nms_thresh)
+        self.topk = topk
+
+    def candidates(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return score, anchor index and class of the best entries of one level's scores (A, classes)."""
+        flat = scores.flatten()
+        above = torch.nonzero(flat > self.score_thresh).squeeze(1)
+        values = flat[above]
+        best, order = values.topk(values[: self.topk_candidates].shape[0])
+        chosen = above[order]
+        classes = scores.shape[1]
+        return best, torch.div(chosen, classes, rounding_mode="floor"), chosen % classes
+
+    def forward(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        """Return pred_boxes (N, 4), scores (N,) and pred_classes (N,), best first, from all candidates."""
+        kept = class_nms(boxes, scores, classes, self.nms_thresh)[: self.topk]
+        return {"pred_boxes": boxes[kept], "scores": scores[kept], "pred_classes": classes[kept]}
+
+
+class DenseDetector(nn.Module):
+    """Backbone and a head over its levels; subclasses say what the head's outputs mean.
+
+    Args:
+        head: from feature maps to scores (N, A, classes) and deltas (N, A, 4) of each level.
+        anchor_generator: from feature maps to anchors (A, 4) of each level.
+        box_coder: from deltas (K, 4) and anchors (K, 4) to boxes.
+    """
+
+    def __init__(
+        self,
+        normalizer: ImageNormalizer,
+        backbone: nn.Module,
+        in_features: list[str],
+        head: nn.Module,
+        anchor_generator: nn.Module,
+        box_coder: nn.Module,
+        selector: DenseSelector,
+    ) -> None:
+        super().__init__()
+        self.normalizer = normalizer
+        self.backbone = backbone
+        self.in_features = in_features
+        self.head = head
+        self.anchor_generator = anchor_generator
+        self.box_coder = box_coder
+        self.selector = selector
+
+    @classmethod
+    def from_node(
+        cls,
+        config: Config,
+        node: Any,
+        backbone: Any,
+        head: nn.Module,
+        anchor_generator: nn.Module,
+        box_coder: nn.Module,
+    ) -> Any:
+        """Put a detector together, with the test settings of a node such as MODEL.RETINANET."""
+        selector = DenseSelector(
+            node.SCORE_THRESH_TEST,
+            node.TOPK_CANDIDATES_TEST,
+            node.NMS_THRESH_TEST,
+            config.TEST.DETECTIONS_PER_IMAGE,
+        )
+        normalizer = ImageNormalizer.from_config(config, backbone)
+        names = list(node.IN_FEATURES)
+        return cls(normalizer, backbone, names, head, anchor_generator, box_coder, selector)
+
+    def forward(self, batched_inputs: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Return the fields of every image's detections, in pixels of the given images.
+
+        Boxes are not clipped to the image: detectron2 does that in post-processing, after scaling.
+
+        Args:
+            batched_inputs: for each image {"image": float32 (C, H, W), 0-255, in the config's channel order}.
+        """
+        batch, sizes = self.normalizer([inputs["image"] for inputs in batched_inputs])
+        features = self.backbone(batch)
+        maps = [features[name] for name in self.in_features]
+        scores, deltas = self.head(maps)
+        anchors = self.anchor_generator(maps)
+        detections: list[dict[str, Tensor]] = []
+        for index in range(len(sizes)):
+            boxes: list[Tensor] = []
+            best: list[Tensor] = []
+            classes: list[Tensor] = []
+            for level_scores, level_deltas, level_anchors in zip(scores, deltas, anchors):
+                values, chosen, labels = self.selector.candidates(level_scores[index])
+                boxes.append(self.box_coder(level_deltas[index][chosen], level_anchors[chosen]))
+                best.append(values)
+                classes.append(labels)
+            detections.append(self.selector(torch.cat(boxes), torch.cat(best), torch.cat(classes)))
+        return detections

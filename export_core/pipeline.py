@@ -1,0 +1,253 @@
+"""One checkpoint through all stages, each stage in a process of its own.
+
+:func:`export_stage` builds and converts; :func:`verify_stage` meets the artifact as a stranger, without the
+code that made it; :func:`evaluate_eager` measures the original. What the first leaves for the second lies in
+a hidden folder of the staging directory, which is dropped when the artifact is published.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zooport.export_core import extensions, formats
+from zooport.export_core.config import Config, load_config
+from zooport.export_core.description import describe_model, read_description, write_description
+from zooport.export_core.failures import Failure, Stage
+from zooport.export_core.formats.base import AnyPredictor, Array, as_arrays
+from zooport.export_core.samples import Sample, find_samples, made_up_inputs
+from zooport.export_core.sources import CheckpointSource, DatasetSource
+from zooport.export_core.verification import verify
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from zooport.export_core.evaluation import Dataset
+
+Report = Callable[[Stage], None]
+
+HANDOVER = ".handover"
+
+
+def export_stage(
+    checkpoint: CheckpointSource,
+    format: str,  # noqa: A002  the word that manifests and the command line use
+    options: Mapping[str, Any],
+    dataset: DatasetSource | None,
+    sample_image: Path | None,
+    staging: Path,
+    report: Report,
+) -> list[str]:
+    """Load a checkpoint, convert it, and leave the artifact's files in ``staging``.
+
+    Args:
+        checkpoint: what to export.
+        format: a name of :func:`zooport.export_core.formats.names`.
+        options: of the format.
+        dataset: gives class names and sample images.
+        sample_image: a file to try the export on, instead of the dataset's images.
+        staging: an empty directory.
+        report: told each stage as it begins.
+
+    Returns:
+        Remarks for the user, one line each.
+
+    Raises:
+        Failure: of any kind up to ``export.failed``; ``extension.invalid`` where the code of an extension
+            raises.
+    """
+    report(Stage.LOAD)
+    exporter = formats.get(format)
+    exporter.check_options(options)
+    with extensions.active(checkpoint.imports):
+        return _export(checkpoint, exporter, options, dataset, sample_image, staging, report)
+
+
+def _export(
+    checkpoint: CheckpointSource,
+    exporter: formats.Format,
+    options: Mapping[str, Any],
+    dataset: DatasetSource | None,
+    sample_image: Path | None,
+    staging: Path,
+    report: Report,
+) -> list[str]:
+    config = load_config(checkpoint.config, checkpoint.overrides)
+    exporter.requires(config, options)
+    loaded_dataset = _load_dataset(dataset, config)
+    model, digest, weights_notes = _load_model(checkpoint, config)
+    predictor = eager_predictor(model)
+    report(Stage.EXPORT)
+    extra_inputs = _extra_inputs(model)
+    samples, sample_notes = find_samples(predictor, config, loaded_dataset, sample_image, extra_inputs)
+    notes = [*config.notes, *weights_notes, *sample_notes]
+    if extra_inputs and dataset is not None:
+        notes.append(f"{', '.join(extra_inputs)} were made up: metrics compare the model with itself only")
+    fields = sorted(samples[0].outputs)
+    _convert(exporter, model, samples[0], fields, staging, options)
+    notes += exporter.remarks
+    description = describe_model(
+        checkpoint, config, digest, exporter, samples[0], loaded_dataset, options, notes
+    )
+    write_description(description, staging)
+    _hand_over(staging, config, fields, samples)
+    return notes
+
+
+def verify_stage(staging: Path, dataset: DatasetSource | None, report: Report) -> dict[str, float]:
+    """Load the artifact in ``staging``, compare its outputs with the eager model's, and evaluate it.
+
+    The deviations found are entered into model.json.
+
+    Returns:
+        Metrics of the artifact, "bbox/AP" -> points (0-100); empty without a dataset.
+
+    Raises:
+        Failure: ``artifact.unloadable``, ``artifact.mismatch``, ``accuracy.nonfinite``, ``dataset.invalid``.
+    """
+    report(Stage.VERIFY)
+    description = read_description(staging)
+    exporter = formats.get(description["format"])
+    config, fields, samples = _take_over(staging)
+    predictor = exporter.load(staging, fields, description["options"])
+    try:
+        deviations = verify(predictor, samples, exporter.info.tolerance)
+    except Failure as failure:
+        raise exporter.explain(failure, description["notes"]) from failure
+    description["verification"] = {
+        "samples": [_describe_sample(sample) for sample in samples],
+        "largest_deviation_from_eager": deviations,
+    }
+    write_description(description, staging)
+    if dataset is None:
+        return {}
+    report(Stage.EVALUATE)
+    extra_inputs = tuple(name for name in samples[0].inputs if name != "image")
+    return _evaluate(predictor, dataset, config, extra_inputs)
+
+
+def evaluate_eager(checkpoint: CheckpointSource, dataset: DatasetSource, report: Report) -> dict[str, float]:
+    """Measure the eager model: the baseline that exports are compared with.
+
+    Returns:
+        "bbox/AP" -> points (0-100).
+
+    Raises:
+        Failure: ``config.invalid``, ``checkpoint.*``, ``unsupported.*``, ``dataset.invalid``,
+            ``accuracy.nonfinite``.
+    """
+    report(Stage.LOAD)
+    with extensions.active(checkpoint.imports):
+        config = load_config(checkpoint.config, checkpoint.overrides)
+        model, _, _ = _load_model(checkpoint, config)
+        report(Stage.EVALUATE)
+        return _evaluate(eager_predictor(model), dataset, config, _extra_inputs(model))
+
+
+def eager_predictor(model: nn.Module) -> AnyPredictor:
+    """Return the model as a function from one image (C, H, W) to numpy fields."""
+    import torch
+
+    def predict(image: Array, **more: Array) -> dict[str, Array]:
+        inputs = {name: torch.from_numpy(value) for name, value in {"image": image, **more}.items()}
+        with torch.no_grad():
+            return as_arrays(model([inputs])[0])
+
+    return predict
+
+
+def _extra_inputs(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of what the model takes besides the image."""
+    return tuple(getattr(model, "extra_inputs", ()))
+
+
+def _load_model(checkpoint: CheckpointSource, config: Config) -> tuple[nn.Module, str, list[str]]:
+    from zooport.export_core.checkpoints import file_digest, read_weights
+    from zooport.export_core.modeling.build import build_skeleton, load_model
+
+    build_skeleton(config)  # a config that is not supported is refused before large files are read
+    weights = read_weights(checkpoint.weights)
+    notes = list(weights.notes)
+    model = load_model(config, weights, str(checkpoint.weights), notes)
+    return model, file_digest(checkpoint.weights), notes
+
+
+def _load_dataset(dataset: DatasetSource | None, config: Config) -> Dataset | None:
+    from zooport.export_core.evaluation import load_dataset, select_tasks
+
+    if dataset is None:
+        return None
+    loaded = load_dataset(dataset)
+    select_tasks(config, loaded)  # a dataset of other classes is refused before the long work
+    return loaded
+
+
+def _evaluate(
+    predictor: AnyPredictor, dataset: DatasetSource, config: Config, extra_inputs: tuple[str, ...]
+) -> dict[str, float]:
+    from zooport.export_core.evaluation import evaluate, load_dataset
+
+    def predict(image: Array) -> dict[str, Array]:
+        return predictor(image, **made_up_inputs(image, extra_inputs))
+
+    return evaluate(predict, load_dataset(dataset), config)
+
+
+def _convert(
+    exporter: formats.Format,
+    model: nn.Module,
+    sample: Sample,
+    fields: list[str],
+    staging: Path,
+    options: Mapping[str, Any],
+) -> None:
+    import torch
+
+    inputs = {name: torch.from_numpy(value) for name, value in sample.inputs.items()}
+    exporter.export(model, inputs, fields, staging, options)
+    if not (staging / exporter.info.main_file).is_file():
+        raise Failure(
+            "export.failed", f"the converter wrote no {exporter.info.main_file}", stage=Stage.EXPORT
+        )
+
+
+def _describe_sample(sample: Sample) -> dict[str, Any]:
+    _, height, width = sample.image.shape
+    return {"name": sample.name, "height": height, "width": width, "detections": sample.detections}
+
+
+def _hand_over(staging: Path, config: Config, fields: list[str], samples: list[Sample]) -> None:
+    folder = staging / HANDOVER
+    folder.mkdir()
+    about = {
+        "config": config.to_dict(),
+        "fields": fields,
+        "inputs": list(samples[0].inputs),
+        "samples": [sample.name for sample in samples],
+    }
+    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    arrays: dict[str, Any] = {}
+    for index, sample in enumerate(samples):
+        arrays |= {f"{index}/in/{name}": value for name, value in sample.inputs.items()}
+        arrays |= {f"{index}/out/{name}": value for name, value in sample.outputs.items()}
+    np.savez(folder / "samples.npz", **arrays)
+
+
+def _take_over(staging: Path) -> tuple[Config, list[str], list[Sample]]:
+    folder = staging / HANDOVER
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    fields = about["fields"]
+    with np.load(folder / "samples.npz", allow_pickle=False) as arrays:
+        samples = [
+            Sample(
+                name,
+                {key: arrays[f"{index}/in/{key}"] for key in about["inputs"]},
+                {field: arrays[f"{index}/out/{field}"] for field in fields},
+            )
+            for index, name in enumerate(about["samples"])
+        ]
+    return Config(about["config"]), fields, samples

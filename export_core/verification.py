@@ -1,0 +1,143 @@
+"""Does an artifact say what the eager model says? Outputs are compared sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zooport.export_core.failures import Failure, Stage
+from zooport.export_core.outputs import FIELDS
+from zooport.export_core.samples import Sample, count_detections
+
+if TYPE_CHECKING:
+    from zooport.export_core.formats import Tolerance
+    from zooport.export_core.formats.base import AnyPredictor
+
+Array = npt.NDArray[Any]
+
+PAIRING_FIELDS = ("pred_classes", "scores", "pred_boxes")
+
+
+def verify(predictor: AnyPredictor, samples: Sequence[Sample], tolerance: Tolerance) -> dict[str, float]:
+    """Run an artifact on the samples and compare.
+
+    Returns:
+        Field name -> largest deviation found, in the field's unit (pixels, score, or relative).
+
+    Raises:
+        Failure: ``artifact.mismatch`` naming the sample, the output and by how much it differs;
+            ``artifact.unloadable`` when the artifact cannot run.
+    """
+    worst: dict[str, float] = {}
+    for sample in samples:
+        try:
+            more = {name: value for name, value in sample.inputs.items() if name != "image"}
+            found = predictor(sample.image, **more)
+        except Failure:
+            raise
+        except Exception as error:
+            raise Failure(
+                "artifact.unloadable",
+                f"the artifact fails on {_where(sample)}: {_last_line(error)}",
+                stage=Stage.VERIFY,
+                hint="the log holds the whole error",
+            ) from error
+        for name, deviation in compare_outputs(sample, found, tolerance).items():
+            worst[name] = max(worst.get(name, 0.0), deviation)
+    return worst
+
+
+def compare_outputs(sample: Sample, found: Mapping[str, Array], tolerance: Tolerance) -> dict[str, float]:
+    """Compare the outputs of one sample; detections count as a set, since equal scores have no order.
+
+    Raises:
+        Failure: ``artifact.mismatch``.
+    """
+    missing = [name for name in sample.outputs if name not in found]
+    if missing:
+        raise _mismatch(sample, missing[0], "is missing")
+    wanted_count, found_count = count_detections(sample.outputs), count_detections(found)
+    if wanted_count != found_count:
+        raise _mismatch(sample, "scores", f"has {found_count} detections instead of {wanted_count}")
+    order = _pair(sample.outputs, found, tolerance)
+    deviations = {}
+    for name, wanted in sample.outputs.items():
+        value = np.asarray(found[name])
+        if value.shape != wanted.shape:
+            raise _mismatch(sample, name, f"has shape {value.shape} instead of {wanted.shape}")
+        if order is not None and len(value) == len(order):
+            value = value[order]
+        deviation, limit, unit = _deviation(name, wanted, value, tolerance)
+        if not deviation <= limit:  # NaN is never within a limit
+            raise _mismatch(sample, name, f"differs by {deviation:.3g}{unit}, allowed {limit:g}{unit}")
+        deviations[name] = deviation
+    return deviations
+
+
+def _deviation(name: str, wanted: Array, found: Array, tolerance: Tolerance) -> tuple[float, float, str]:
+    kind = FIELDS[name].kind if name in FIELDS else "tensor"
+    if wanted.size == 0:
+        return 0.0, 0.0, ""
+    difference = float(np.abs(wanted.astype(np.float64) - found.astype(np.float64)).max())
+    if kind == "exact":
+        return difference, 0.0, ""
+    if kind == "keypoints" and np.abs(wanted[..., 2] - found[..., 2]).max() > tolerance.score:
+        return float(np.abs(wanted[..., 2] - found[..., 2]).max()), tolerance.score, " of score"
+    if kind in {"pixels", "keypoints"}:
+        return difference, tolerance.pixels, " px"
+    if kind == "score":
+        return difference, tolerance.score, ""
+    return difference / max(float(np.abs(wanted).max()), 1e-12), tolerance.relative, " relative"
+
+
+def _pair(
+    wanted: Mapping[str, Array], found: Mapping[str, Array], tolerance: Tolerance
+) -> npt.NDArray[np.intp] | None:
+    """Return for each wanted detection the index of the found one that is meant; None keeps the order.
+
+    Each takes the nearest box among those of its class and score that are not taken yet.
+    """
+    if any(name not in wanted for name in PAIRING_FIELDS):
+        return None
+    if np.array_equal(wanted["pred_classes"], found["pred_classes"]) and _close(wanted, found, tolerance):
+        return None
+    free = np.ones(len(found["scores"]), dtype=bool)
+    order = np.zeros(len(wanted["scores"]), dtype=np.intp)
+    for index, (class_, score, box) in enumerate(
+        zip(wanted["pred_classes"], wanted["scores"], wanted["pred_boxes"], strict=True)
+    ):
+        alike = free & (found["pred_classes"] == class_)
+        alike &= np.abs(found["scores"] - score) <= tolerance.score
+        if not alike.any():
+            return None
+        distance = np.abs(found["pred_boxes"] - box).max(axis=1)
+        order[index] = np.where(alike, distance, np.inf).argmin()
+        free[order[index]] = False
+    return order
+
+
+def _close(wanted: Mapping[str, Array], found: Mapping[str, Array], tolerance: Tolerance) -> bool:
+    return np.allclose(wanted["pred_boxes"], found["pred_boxes"], rtol=0, atol=tolerance.pixels)
+
+
+def _mismatch(sample: Sample, name: str, what: str) -> Failure:
+    return Failure(
+        "artifact.mismatch",
+        f"output {name} {what}, for {_where(sample)}",
+        stage=Stage.VERIFY,
+        hint="the artifact must not be shipped; report it with the log",
+        details={"output": name, "sample": sample.name},
+    )
+
+
+def _where(sample: Sample) -> str:
+    _, height, width = sample.image.shape
+    return f"sample {sample.name!r} at {width}x{height} with {sample.detections} detections"
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
