@@ -1,0 +1,291 @@
+"""Registry against disk: which artifacts are as they were published, and what nobody names.
+
+Only directories that are provably zooport's are ever reported as left over: an artifact is known by the
+``model.json`` that zooport wrote, an unfinished one by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zooport.export_core.artifacts import DESCRIPTION, GONE, OLD, STAGING, file_sha256
+from zooport.jobs.plan import LOGS
+from zooport.jobs.registry.records import Inventory, StoredArtifact
+
+if TYPE_CHECKING:
+    from zooport.jobs.registry.writer import Registry
+
+#: ``.torchscript-trace.r-20260102-150405-k3fx.7.staging``: the artifact's name, then whose attempt it is.
+_STAGED = re.compile(
+    rf"\.(?P<name>.+?)\.((?P<run>r-\d{{8}}-\d{{6}}-\w{{4}})\.\d+|export|gc)"
+    rf"{re.escape(STAGING)}({re.escape(OLD)}|{re.escape(GONE)})?"
+)
+_ABANDONED = 24 * 3600.0  # seconds after which unfinished work of an unknown owner is taken for left over
+_DESCRIPTION_LIMIT = 16 << 20  # bytes; a larger model.json is not ours
+
+
+class State(StrEnum):
+    """How an artifact stands."""
+
+    INTACT = "intact"
+    MISSING = "missing"
+    ALTERED = "altered"
+    UNREADABLE = "unreadable"
+    ORPHANED = "orphaned"
+    STAGING = "staging"
+    FOREIGN = "foreign"
+
+
+#: What is not as it has to be. A foreign artifact, of another registry's run, is none of ours.
+WRONG = (State.MISSING, State.ALTERED, State.UNREADABLE, State.ORPHANED, State.STAGING)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One directory and how it stands; export, model and format are empty where no row names it."""
+
+    state: State
+    path: Path
+    model: str = ""
+    format: str = ""
+    export: str = ""
+    problem: str = ""
+    bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {
+            "state": str(self.state),
+            "model": self.model,
+            "format": self.format,
+            "export": self.export,
+            "path": str(self.path),
+            "problem": self.problem,
+            "bytes": self.bytes,
+        }
+
+
+def check_artifacts(
+    stored: Sequence[StoredArtifact], progress: Callable[[int], None] = lambda _: None
+) -> list[Finding]:
+    """Read every file of these artifacts again and compare it with the registry, several at once.
+
+    An artifact that a newer one elsewhere has superseded may have been deleted; that is no finding.
+
+    Args:
+        stored: what the registry names.
+        progress: called with the bytes of each artifact that has been read.
+    """
+
+    def check(artifact: StoredArtifact) -> Finding | None:
+        try:
+            return _check(artifact)
+        finally:
+            progress(artifact.record.size)
+
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        return [finding for finding in pool.map(check, stored) if finding is not None]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _check(artifact: StoredArtifact) -> Finding | None:
+    record = artifact.record
+    state, problem = State.INTACT, ""
+    if not record.path.is_dir():
+        if not artifact.is_latest:
+            return None
+        state, problem = State.MISSING, "the directory is not there"
+    else:
+        for name, digest in record.files.items():
+            state, problem = _check_file(record.path / name, name, digest)
+            if problem:
+                break
+    names = (artifact.model, artifact.format, artifact.export)
+    return Finding(state, record.path, *names, problem, record.size)
+
+
+def _check_file(path: Path, name: str, digest: str) -> tuple[State, str]:
+    try:
+        same = file_sha256(path) == digest
+    except (FileNotFoundError, NotADirectoryError):
+        return State.MISSING, f"{name} is not there"
+    except OSError as error:
+        return State.UNREADABLE, f"{name}: {error.strerror}"
+    return (State.INTACT, "") if same else (State.ALTERED, f"{name} has another content")
+
+
+def find_leftovers(registry: Registry, run: str | None = None) -> list[Finding]:
+    """Return artifacts that no row names and unfinished work of nobody, below all known output directories.
+
+    Args:
+        registry: what is named; nothing that a living driver works on is reported.
+        run: only what this run (an id in full) has left.
+    """
+    return list(_Search(registry.inventory(run), run).leftovers())
+
+
+class _Search:
+    """A walk through the output directories."""
+
+    def __init__(self, inventory: Inventory, run: str | None) -> None:
+        self._inventory = inventory
+        self._run = run
+
+    def leftovers(self) -> Iterator[Finding]:
+        """Yield what nobody names and nobody works on."""
+        seen: set[Path] = set()
+        for root in self._inventory.roots:
+            strangers = self._strangers(root.path)
+            for path in _below(root.path, root.depth):
+                finding = None if path in seen else self._judge(path, strangers)
+                seen.add(path)
+                if finding is not None:
+                    yield finding
+
+    def _strangers(self, root: Path) -> list[str]:
+        """Return runs of other registries that have written below this directory, by their logs."""
+        found = (each.name for each in _below(root / LOGS, 1))
+        return sorted(name for name in found if name.startswith("r-") and name not in self._inventory.runs)
+
+    def _judge(self, path: Path, strangers: Sequence[str]) -> Finding | None:
+        staged = _STAGED.fullmatch(path.name)
+        if staged is not None and staged["name"] in self._inventory.formats:
+            problem = self._why_stale(path, staged["run"])
+            return Finding(State.STAGING, path, problem=problem, bytes=_size(path)) if problem else None
+        if path.name not in self._inventory.formats or self._is_needed(path) or not _is_artifact(path):
+            return None
+        if strangers:
+            problem = f"not of this registry; runs of another have written here, such as {strangers[-1]}"
+            return Finding(State.FOREIGN, path, problem=problem, bytes=_size(path))
+        problem = "no export of the registry names it"
+        return Finding(State.ORPHANED, path, problem=problem, bytes=_size(path))
+
+    def _is_needed(self, path: Path) -> bool:
+        inventory = self._inventory
+        if self._run is not None and path not in inventory.outputs:
+            return True
+        return path in inventory.named or path in inventory.busy or _identity(path) in self._identities
+
+    @cached_property
+    def _identities(self) -> set[tuple[int, int] | None]:
+        """What names and busy directories are on the disk: one may have several names, through links."""
+        return {_identity(path) for path in self._inventory.named | self._inventory.busy} - {None}
+
+    def _why_stale(self, path: Path, run: str | None) -> str:
+        """Return why unfinished work is nobody's any more, "" if it may be somebody's."""
+        inventory = self._inventory
+        if run in inventory.live or self._run not in {None, run}:
+            return ""
+        if run in inventory.runs:
+            return f"left by {run}, which is over"
+        age = time.time() - _newest(path)
+        return "unfinished, untouched for more than a day" if age > _ABANDONED else ""
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _below(folder: Path, depth: int) -> Iterator[Path]:
+    """Yield directories, no links, in and below a folder, down to a depth."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield Path(entry.path)
+            if depth > 1 and not entry.name.startswith("."):
+                yield from _below(Path(entry.path), depth - 1)
+
+
+def _newest(path: Path) -> float:
+    newest = 0.0
+    for each in _everything(path):
+        with suppress(OSError):
+            newest = max(newest, each.lstat().st_mtime)
+    return newest
+
+
+def _everything(path: Path) -> Iterator[Path]:
+    yield path
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            yield Path(folder, name)
+
+
+def _size(path: Path) -> int:
+    total = 0
+    for each in _everything(path):
+        with suppress(OSError):
+            total += each.lstat().st_size if not each.is_dir() else 0
+    return total
+
+
+def _is_artifact(path: Path) -> bool:
+    """Whether zooport wrote this directory: its model.json says so."""
+    description = path / DESCRIPTION
+    try:
+        if description.stat().st_size > _DESCRIPTION_LIMIT:
+            return False
+        content = json.loads(description.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    versions = content.get("versions") if isinstance(content, dict) else None
+    return isinstance(versions, dict) and "zooport" in versions
+
+
+def remove(registry: Registry, findings: Sequence[Finding]) -> list[Finding]:
+    """Remove what :func:`find_leftovers` found, and return what could not be removed, with the reason.
+
+    Artifacts are moved aside while no run can begin, so that none is taken that was named meanwhile, and
+    removed afterwards.
+    """
+    doomed: list[tuple[Finding, Path]] = []
+    failed: list[Finding] = []
+    with registry.unnamed([each.path for each in findings]) as unnamed:
+        for finding in findings:
+            if finding.path in unnamed:
+                try:
+                    doomed.append((finding, _move_aside(finding)))
+                except OSError as error:
+                    failed.append(_failed(finding, error))
+    for finding, target in doomed:
+        try:
+            shutil.rmtree(target)
+        except FileNotFoundError:
+            pass  # somebody else cleaned up, too
+        except OSError as error:
+            failed.append(_failed(finding, error))
+    return failed
+
+
+def _move_aside(finding: Finding) -> Path:
+    if finding.state is State.STAGING:
+        return finding.path
+    target = finding.path.with_name(f".{finding.path.name}.gc{STAGING}{GONE}")
+    shutil.rmtree(target, ignore_errors=True)
+    return finding.path.rename(target)
+
+
+def _failed(finding: Finding, error: OSError) -> Finding:
+    problem = f"cannot be removed: {error.strerror}: {error.filename}"
+    return Finding(finding.state, finding.path, problem=problem, bytes=finding.bytes)

@@ -1,0 +1,166 @@
+"""Ray as a run needs it: a local one that nobody notices, or one that is already there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import astuple
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from zooport.export_core.diagnosis import one_line
+from zooport.export_core.failures import Failure
+from zooport.export_core.isolation import ForkServer
+from zooport.jobs.registry.drivers import Driver
+
+_KNOCK = 5.0  # seconds for a cluster to take a connection
+_OBJECT_STORE = 80 << 20  # bytes; jobs and results are small, artifacts do not travel through Ray
+
+
+_FOLDER = "zp-"  # short: sockets have their paths below it
+_OWNER = "driver.json"
+_SERVERS = ("gcs_server", "raylet")
+_own: list[psutil.Process] = []  # the servers of the Ray that this process has started
+
+
+def check_alive() -> None:
+    """Raise if the Ray that this process started has died: Ray itself would wait for it for ever.
+
+    Raises:
+        Failure: ``cluster.unavailable``.
+    """
+    for server in _own:
+        try:
+            if server.status() != psutil.STATUS_ZOMBIE:
+                continue
+        except psutil.NoSuchProcess:
+            pass
+        raise Failure(
+            "cluster.unavailable",
+            f"the local Ray has died (its process {server.pid} was killed)",
+            hint="zooport resume latest goes on where it stopped",
+        )
+
+
+def server_directory(run_id: str) -> Path:
+    """Return where the fork server of a run listens, the same for all workers of a machine."""
+    return Path(tempfile.gettempdir()) / f"zooport-{os.getuid()}-{run_id}"
+
+
+@contextmanager
+def joined(address: str | None, workers: int | None, server: ForkServer) -> Iterator[int]:
+    """Start or join Ray for as long as the block lasts; yield how many workers to use.
+
+    Args:
+        address: of a running cluster, as ``ray.init`` takes it; None starts one on this machine.
+        workers: how many jobs run at once; None takes the number of CPUs.
+        server: the fork server of a local run: it starts here, to import torch while Ray starts.
+
+    Raises:
+        Failure: ``cluster.unavailable``.
+    """
+    # Ray reports usage to its makers unless it is told not to; a user's own choice stands.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray would end a light actor where memory is short, and not the process that takes it; the kernel does.
+    os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+    with _local(workers, server) if address is None else _remote(address, workers) as count:
+        yield count
+
+
+@contextmanager
+def _local(workers: int | None, server: ForkServer) -> Iterator[int]:
+    import ray
+
+    count = workers or len(os.sched_getaffinity(0))
+    server.start()
+    _sweep()
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
+    (folder / _OWNER).write_text(json.dumps(astuple(Driver.current())), encoding="utf-8")
+    before = _servers()  # of a Ray that this process has just shut down
+    try:
+        try:
+            ray.init(
+                address="local",
+                num_cpus=count,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=_OBJECT_STORE,
+                _temp_dir=str(folder),
+            )
+        except Exception as error:
+            raise Failure("cluster.unavailable", f"Ray does not start: {one_line(error)}") from error
+        _own[:] = _servers() - before
+        yield count
+    finally:
+        _own.clear()
+        ray.shutdown()
+        server.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _servers() -> set[psutil.Process]:
+    """Return the Ray servers below this process, those that have ended and wait to be reaped included."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if process.name() in _SERVERS:
+                found.add(process)
+    return found
+
+
+def _sweep() -> None:
+    """Remove the folders of local Rays whose drivers were killed before they could do it themselves."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        try:
+            owner = Driver(*json.loads((folder / _OWNER).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            continue  # somebody else's
+        if owner.host == Driver.current().host and not owner.is_alive(None):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _remote(address: str, workers: int | None) -> Iterator[int]:
+    _knock(address)
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        raise _unavailable(address, one_line(error)) from error
+    try:
+        yield workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Fail within seconds where nothing listens; Ray itself tries for minutes."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise _unavailable(address, str(error)) from error
+    if host is None or port is None:  # "auto", or a kind of address that only Ray knows
+        return
+    try:
+        socket.create_connection((host, port), timeout=_KNOCK).close()
+    except OSError as error:
+        raise _unavailable(address, error.strerror or str(error)) from error
+
+
+def _unavailable(address: str, reason: str) -> Failure:
+    return Failure(
+        "cluster.unavailable",
+        f"cannot join the Ray cluster at {address}: {reason}",
+        hint="check the address with ray status, or leave --address out to use this machine alone",
+    )

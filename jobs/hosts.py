@@ -1,0 +1,147 @@
+"""The workers of a run: light Ray actors, each of which does one job at a time in disposable processes.
+
+An actor imports neither torch nor the pipeline. If it dies, its job fails and another one takes its place.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from zooport.export_core.failures import Failure, Stage
+from zooport.export_core.isolation import PRELOAD, Cancellation, ForkServer
+from zooport.jobs.cluster import server_directory
+from zooport.jobs.registry.drivers import Driver
+from zooport.jobs.registry.records import LiveJob, now
+from zooport.jobs.values import BaselineJob, BaselineResult, ExportJob, ExportResult
+from zooport.jobs.worker import PIPELINE, Stages, run_baseline, run_export
+
+Job = ExportJob | BaselineJob
+Result = ExportResult | BaselineResult
+
+
+@dataclass(frozen=True)
+class HostSettings:
+    """What every host of a run is given.
+
+    Attributes:
+        run_id: the run.
+        stages: the functions that do the work.
+        preload: modules that the fork server imports.
+        driver: the process that records results; without it nothing is published.
+    """
+
+    run_id: str
+    stages: Stages = PIPELINE
+    preload: tuple[str, ...] = PRELOAD
+    driver: Driver | None = None
+
+    def server(self) -> ForkServer:
+        """Return the way to the fork server that all hosts of a machine share."""
+        return ForkServer(server_directory(self.run_id), self.preload)
+
+
+class Host:
+    """One worker. The driver calls its methods, :meth:`stage` and :meth:`cancel` beside :meth:`work`."""
+
+    def __init__(self, settings: HostSettings) -> None:
+        self._settings = settings
+        self._server = settings.server()
+        self._cancellation = Cancellation()
+        self._stage = ""
+        driver = settings.driver
+        # Only a driver that can be seen from here can be seen to be gone: not one on another machine.
+        self._watched = driver if driver is not None and driver.is_alive(None) else None
+
+    def ready(self) -> str:
+        """Return the worker's name once it can take a job."""
+        self._server.wait()
+        return f"{socket.gethostname()}/{os.getpid()}"
+
+    def work(self, job: Job) -> Result:
+        """Do one job."""
+        common: dict[str, Any] = {
+            "server": self._server,
+            "on_stage": self._note,
+            "cancellation": self._cancellation,
+        }
+        if isinstance(job, BaselineJob):
+            return run_baseline(job, self._settings.stages, **common)
+        return run_export(job, self._settings.stages, **common, permit=self._permit)
+
+    def stage(self) -> str:
+        """Return the stage of the present job."""
+        return self._stage
+
+    def cancel(self) -> None:
+        """Stop the present job and every later one."""
+        self._cancellation.set()
+
+    def _permit(self) -> None:
+        # Whoever goes on with the run of a dead driver does this job again, and must be the last to publish.
+        if self._watched is not None and not self._watched.is_alive(None):
+            raise Failure("run.cancelled", "the driver of this run is gone, so nothing is published")
+
+    def _note(self, stage: Stage) -> None:
+        self._stage = str(stage)
+
+
+class HostHandle:
+    """One host as the driver sees it."""
+
+    def __init__(self, settings: HostSettings) -> None:
+        import ray
+
+        # A thread for work, and one to be asked while it works. Attempts are the registry's to count, so Ray
+        # repeats nothing by itself.
+        actor = ray.remote(Host).options(num_cpus=1, max_concurrency=2, max_restarts=0, max_task_retries=0)
+        self._actor: Any = actor.remote(settings)
+        self._asked: Any = None
+        self.name = ""
+        self.job: Job | None = None
+        self.since = 0.0
+        self.started = ""
+        self.stage = ""
+
+    def prepare(self) -> Any:
+        """Return a reference to the host's name, which is there when the host is ready."""
+        return self._actor.ready.remote()
+
+    def start(self, job: Job) -> Any:
+        """Give the host a job and return a reference to its result."""
+        self.job, self.since, self.started, self.stage = job, time.monotonic(), now(), ""
+        return self._actor.work.remote(job)
+
+    def live(self) -> LiveJob | None:
+        """Return what the host is doing, for whoever asks the registry."""
+        job = self.job
+        if job is None:
+            return None
+        export, what = (job.id, job.format) if isinstance(job, ExportJob) else (None, "eager baseline")
+        return LiveJob(export, job.checkpoint.name, what, self.stage, self.started)
+
+    def refresh(self) -> None:
+        """Learn the stage of the job, without waiting for an answer."""
+        import ray
+
+        if self._asked is None:
+            self._asked = self._actor.stage.remote()
+        elif ray.wait([self._asked], timeout=0)[0]:
+            asked, self._asked = self._asked, None
+            try:
+                self.stage = ray.get(asked)
+            except ray.exceptions.RayError:
+                self.stage = ""  # the death of a host is noticed where its result is awaited
+
+    def cancel(self) -> None:
+        """Ask the host to stop its job."""
+        self._actor.cancel.remote()
+
+    def kill(self) -> None:
+        """End the host; processes of its job end with it."""
+        import ray
+
+        ray.kill(self._actor)

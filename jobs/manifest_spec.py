@@ -1,0 +1,137 @@
+"""The shape of a manifest: which keys it has and of which kind their values are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+from zooport.export_core.sources import DatasetSource
+
+DEFAULT_OUTPUT = "artifacts"
+DEFAULT_TIMEOUT = 24 * 3600.0  # seconds; a job that hangs must not keep a run from ending
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetSpec(_Strict):
+    """``datasets: {NAME: ...}``: COCO annotations, their images, and how many of them to take."""
+
+    annotations: str
+    images: str
+    limit: Annotated[int, Field(gt=0, strict=True)] | None = None
+    panoptic: str | None = None
+    panoptic_masks: str | None = None
+    semantic_masks: str | None = None
+
+    def source(self, name: str, base: Path) -> DatasetSource:
+        """Return the dataset with absolute paths."""
+        optional = {
+            key: absolute(base, value)
+            for key in ("panoptic", "panoptic_masks", "semantic_masks")
+            if (value := getattr(self, key)) is not None
+        }
+        paths = absolute(base, self.annotations), absolute(base, self.images)
+        return DatasetSource(name, *paths, self.limit, **optional)
+
+
+class _Common(_Strict):
+    """What a model and a scanned folder have in common."""
+
+    formats: list[str] | None = None
+    dataset: str | None = None
+    overrides: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    sample_image: str | None = None
+
+
+class ModelSpec(_Common):
+    """``models: [{name, config, weights, ...}]``: one checkpoint."""
+
+    name: str
+    config: str
+    weights: str
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_path(cls, name: str) -> str:
+        return check_name(name)
+
+
+class ScanSpec(_Common):
+    """``models: [{scan: DIR, ...}]``: every model below a folder, but what ``exclude`` matches."""
+
+    scan: str
+    exclude: list[str] = []
+    prefix: str = ""
+
+
+class ZooSpec(_Common):
+    """``models: [{zoo: PATTERN, ...}]``: models of the official zoo, with their released weights."""
+
+    zoo: str
+    prefix: str = ""
+
+
+AnySpec = ModelSpec | ScanSpec | ZooSpec
+
+
+def _kind(entry: Any) -> str:
+    fields = entry if isinstance(entry, Mapping) else type(entry).model_fields
+    return next((kind for kind in ("scan", "zoo") if kind in fields), "model")
+
+
+ModelEntry = Annotated[
+    Annotated[ModelSpec, Tag("model")] | Annotated[ScanSpec, Tag("scan")] | Annotated[ZooSpec, Tag("zoo")],
+    Discriminator(_kind),
+]
+_ENTRIES: Mapping[str, type[_Strict]] = {"model": ModelSpec, "scan": ScanSpec, "zoo": ZooSpec}
+
+
+class ManifestSpec(_Strict):
+    """The whole file."""
+
+    imports: list[str] = []
+    datasets: dict[str, DatasetSpec] = {}
+    models: Annotated[list[ModelEntry], Field(min_length=1)]
+    formats: list[str] | None = None
+    tolerance: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    timeout: Annotated[float, Field(gt=0)] = DEFAULT_TIMEOUT
+    output: str = DEFAULT_OUTPUT
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scan_alone(cls, values: Any) -> Any:
+        """``models: {scan: DIR}`` means a list of that one entry."""
+        if isinstance(values, Mapping) and isinstance(values.get("models"), Mapping):
+            return {**values, "models": [values["models"]]}
+        return values
+
+
+def check_name(name: str) -> str:
+    """Return the model's name; ValueError unless it can be a relative path below the output directory."""
+    parts = name.split("/")
+    if any(part.strip() in {"", ".", ".."} or part.startswith(".") for part in parts):
+        raise ValueError("a name such as 'mask_rcnn' or 'team/mask_rcnn', no part starting with a dot")
+    if re.search(r"[\x00-\x1f\x7f\\]", name):
+        raise ValueError("a name without control characters and backslashes")
+    return name
+
+
+def fields_at(place: Sequence[str | int]) -> Mapping[str, object]:
+    """Return the known keys beside an unknown one; ``place`` is where pydantic found it."""
+    if place[0] == "models" and len(place) > 2:
+        return _ENTRIES[str(place[2])].model_fields
+    return (
+        DatasetSpec.model_fields if place[0] == "datasets" and len(place) > 2 else ManifestSpec.model_fields
+    )
+
+
+def absolute(base: Path, path: str) -> Path:
+    """Return a path of the manifest, which stands in ``base``, as an absolute one."""
+    return (base / Path(path).expanduser()).absolute()

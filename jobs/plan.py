@@ -1,0 +1,347 @@
+"""From targets to jobs: each with a content key, an output directory and a log; and what is already done.
+
+A content key is a hash of everything that decides what an artifact is: weights, merged config, format,
+options, dataset, and the versions of the tools that make it. Equal keys make equal artifacts. Where an input
+cannot be read, a hash of its raw content or of its absence takes its place: the job fails by itself then, in
+the run, and no other job with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+from zooport import __version__
+from zooport.export_core.artifacts import is_intact
+from zooport.export_core.evaluation.deltas import MetricDelta, judge
+from zooport.export_core.failures import Failure, FailureRecord, Stage
+from zooport.export_core.sources import CheckpointSource, DatasetSource
+from zooport.jobs.digests import DigestCache
+from zooport.jobs.registry.records import Success
+from zooport.jobs.values import BaselineJob, ExportJob, ExportTarget
+
+LOGS = ".logs"
+_TOOLS = ("torch", "torchvision")
+
+
+@dataclass(frozen=True)
+class PlannedExport:
+    """One export of a plan.
+
+    Attributes:
+        job: what a worker is given.
+        success: the earlier success that makes running it needless, None when it has to run.
+        refusal: why it cannot even be tried.
+        reason: one line: why it runs, or does not.
+    """
+
+    job: ExportJob
+    reason: str
+    success: Success | None = None
+    refusal: FailureRecord | None = None
+
+    @property
+    def action(self) -> str:
+        """What a run does with it: "run", "cached" or "refused"."""
+        if self.refusal is not None:
+            return "refused"
+        return "run" if self.success is None else "cached"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a row of ``--dry-run`` as JSON-ready values."""
+        return {
+            "model": self.job.checkpoint.name,
+            "format": self.job.format,
+            "action": self.action,
+            "reason": self.reason,
+            "output": str(self.job.output),
+            "key": self.job.key,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it begins.
+
+    Attributes:
+        run_id: the run's future id; the exports' ids are made from it.
+        exports: every export of the run, in the order of the manifest.
+        baselines: the eager models that have to be measured.
+        measured: key -> metrics of the baselines that an earlier run has measured.
+    """
+
+    run_id: str
+    exports: tuple[PlannedExport, ...]
+    baselines: tuple[BaselineJob, ...] = ()
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def jobs(self) -> list[ExportJob]:
+        """All jobs, in order."""
+        return [each.job for each in self.exports]
+
+    @property
+    def cached(self) -> dict[str, Success]:
+        """Job id -> the success that serves it."""
+        return {each.job.id: each.success for each in self.exports if each.success is not None}
+
+    @property
+    def to_run(self) -> list[ExportJob]:
+        """The jobs that workers have to do."""
+        return [each.job for each in self.exports if each.action == "run"]
+
+
+class History(Protocol):
+    """What a plan asks the registry."""
+
+    def find_successes(self, keys: Sequence[str]) -> Mapping[str, Success]:
+        """Content key -> the newest success with it."""
+
+    def find_baselines(self, keys: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
+        """Content key -> metrics of an eager model."""
+
+
+def place(target: ExportTarget, root: Path) -> Path:
+    """Return the directory of a target's artifact below the output directory."""
+    return root / target.checkpoint.name / target.format
+
+
+def make_plan(
+    wanted: Sequence[tuple[ExportTarget, Path]],
+    *,
+    run_id: str,
+    export_ids: Iterable[str],
+    history: History | None,
+    digests: DigestCache,
+) -> Plan:
+    """Plan a run.
+
+    Args:
+        wanted: each target with the directory of its artifact.
+        run_id: id of the run.
+        export_ids: ids for the exports, one for each target.
+        history: earlier results; None when there are none.
+        digests: digests of files; what is learned is saved.
+
+    Raises:
+        Failure: ``manifest.invalid`` when one artifact's directory lies inside another's.
+    """
+    _check_places([output for _, output in wanted])
+    digests.warm(target.checkpoint.weights for target, _ in wanted)
+    keys = _Keys(digests)
+    jobs = [
+        _job(keys, target, output, run_id, export_id)
+        for (target, output), export_id in zip(wanted, export_ids, strict=False)
+    ]
+    successes = history.find_successes([job.key for job in jobs]) if history is not None else {}
+    exports = tuple(
+        _decide(job, target.refusal, successes.get(job.key), digests)
+        for job, (target, _) in zip(jobs, wanted, strict=True)
+    )
+    digests.save()
+    baselines = _baselines([each.job for each in exports if each.action == "run"], run_id)
+    measured = history.find_baselines([each.key for each in baselines]) if history is not None else {}
+    return Plan(run_id, exports, tuple(each for each in baselines if each.key not in measured), measured)
+
+
+def _check_places(outputs: Sequence[Path]) -> None:
+    taken = set(outputs)
+    for output in outputs:
+        for parent in output.parents:
+            if parent in taken:
+                raise Failure(
+                    "manifest.invalid",
+                    f"artifact {output} would lie inside artifact {parent}",
+                    stage=Stage.PLAN,
+                    hint="rename one of the two models",
+                )
+
+
+class _Keys:
+    """Content keys; the parts that jobs share are computed once."""
+
+    def __init__(self, digests: DigestCache) -> None:
+        self._digests = digests
+        self._tools = {"zooport": __version__} | {name: _version(name) for name in _TOOLS}
+        self._checkpoints: dict[str, dict[str, str]] = {}
+        self._datasets: dict[DatasetSource, str] = {}
+        self._codes: dict[tuple[str, ...], dict[str, str]] = {}
+
+    def export(self, target: ExportTarget) -> str:
+        """Return the key of an export."""
+        return _hash(
+            {
+                "checkpoint": self._checkpoint(target.checkpoint),
+                "format": target.format,
+                "options": dict(target.options),
+                "dataset": self._dataset(target.dataset),
+                "sample": None if target.sample_image is None else self._raw(target.sample_image),
+                "tools": self._tools,
+            }
+        )
+
+    def baseline(self, checkpoint: CheckpointSource, dataset: DatasetSource) -> str:
+        """Return the key of an eager model's evaluation."""
+        return _hash(
+            {
+                "checkpoint": self._checkpoint(checkpoint),
+                "dataset": self._dataset(dataset),
+                "tools": self._tools,
+            }
+        )
+
+    def _checkpoint(self, checkpoint: CheckpointSource) -> dict[str, str]:
+        # By all of it: a rerun may have models of one name from two manifests.
+        identity = repr(checkpoint)
+        known = self._checkpoints.get(identity)
+        if known is None:
+            known = {"weights": self._raw(checkpoint.weights), "config": self._config(checkpoint)}
+            known |= self._extensions(checkpoint.imports)
+            self._checkpoints[identity] = known
+        return known
+
+    def _config(self, checkpoint: CheckpointSource) -> str:
+        overrides = dict(checkpoint.overrides)
+        name = _hash({"config": str(checkpoint.config), "overrides": overrides, "zooport": __version__})
+        found = self._digests.recall(name)
+        if found is None:
+            found = self._read_config(checkpoint, overrides, name)
+        return found
+
+    def _read_config(self, checkpoint: CheckpointSource, overrides: Mapping[str, Any], name: str) -> str:
+        from zooport.export_core.config import load_config
+        from zooport.export_core.config.files import read_chain
+
+        try:
+            digest = load_config(checkpoint.config, overrides).digest()
+            self._digests.remember(name, [each.path for each in read_chain(checkpoint.config)], digest)
+        except Failure:
+            # A damaged file, or keys that an extension will declare where the job runs.
+            return _hash({"raw": self._chain(checkpoint.config), "overrides": overrides})
+        return digest
+
+    def _chain(self, path: Path) -> list[str]:
+        """Return the digests of a config and of its bases, as far as they can be read."""
+        from zooport.export_core.config.files import read_chain
+
+        try:
+            return [self._raw(file.path) for file in read_chain(path)]
+        except Failure:
+            return [self._raw(path)]
+
+    def _extensions(self, imports: tuple[str, ...]) -> dict[str, str]:
+        """Return the digest of the extensions' code; nothing where there is none. None is imported."""
+        from zooport.export_core.extensions import identities
+
+        if imports not in self._codes:
+            self._codes[imports] = identities(imports)
+        found = self._codes[imports]
+        return {"extensions": _hash(found)} if found else {}
+
+    def _dataset(self, source: DatasetSource | None) -> str | None:
+        if source is None:
+            return None
+        if source not in self._datasets:
+            name = _hash({"dataset": asdict(source), "zooport": __version__})
+            self._datasets[source] = self._digests.recall(name) or self._read_dataset(source, name)
+        return self._datasets[source]
+
+    def _read_dataset(self, source: DatasetSource, name: str) -> str:
+        from zooport.export_core.evaluation.datasets import load_dataset
+
+        try:
+            dataset = load_dataset(source)
+            digest = dataset.digest()
+        except Failure as failure:
+            return _hash({"annotations": self._raw(source.annotations), "problem": failure.message})
+        self._digests.remember(name, dataset.files(), digest)
+        return digest
+
+    def _raw(self, path: Path) -> str:
+        try:
+            return self._digests.file(path)
+        except OSError as error:
+            return f"unreadable: {error.errno}"
+
+
+def _job(keys: _Keys, target: ExportTarget, output: Path, run_id: str, export_id: str) -> ExportJob:
+    checkpoint, dataset = target.checkpoint, target.dataset
+    return ExportJob(
+        id=export_id,
+        key=keys.export(target),
+        checkpoint=checkpoint,
+        format=target.format,
+        output=output,
+        log=_logs(checkpoint, output, run_id) / f"{target.format}.log",
+        options=target.options,
+        dataset=dataset,
+        baseline=None if dataset is None else keys.baseline(checkpoint, dataset),
+        tolerance=target.tolerance,
+        timeout=target.timeout,
+        sample_image=target.sample_image,
+    )
+
+
+def _logs(checkpoint: CheckpointSource, output: Path, run_id: str) -> Path:
+    """Return the model's folder of logs, beside the artifacts: OUTPUT/.logs/RUN/MODEL."""
+    root = output.parents[len(checkpoint.name.split("/"))]
+    return root / LOGS / run_id / checkpoint.name
+
+
+def _decide(
+    job: ExportJob, refusal: FailureRecord | None, success: Success | None, digests: DigestCache
+) -> PlannedExport:
+    if refusal is not None:
+        return PlannedExport(job, refusal.message, refusal=refusal)
+    if success is None:
+        return PlannedExport(job, "not done yet, or something changed")
+    problem = _objection(job, success, digests)
+    if problem:
+        return PlannedExport(job, problem)
+    return PlannedExport(job, f"done as {success.export_id}, and intact", success=success)
+
+
+def _objection(job: ExportJob, success: Success, digests: DigestCache) -> str:
+    """Return why an earlier success does not serve this job, "" if it does."""
+    artifact = success.artifact
+    if artifact.path != job.output:
+        return f"done before, but in {artifact.path}"
+    if not is_intact(artifact.path, artifact.files, digests.file):
+        return f"done before, but files of {artifact.path} are missing or altered"
+    deltas = {
+        name: MetricDelta(metric.baseline, metric.exported, metric.delta)
+        for name, metric in success.metrics.items()
+    }
+    verdict = judge(deltas, job.tolerance) if job.dataset is not None else None
+    return f"done before, but outside today's tolerance: {verdict.message}" if verdict is not None else ""
+
+
+def _baselines(jobs: Sequence[ExportJob], run_id: str) -> list[BaselineJob]:
+    found: dict[str, BaselineJob] = {}
+    for job in jobs:
+        if job.baseline is None or job.dataset is None or job.baseline in found:
+            continue
+        log = _logs(job.checkpoint, job.output, run_id) / f"baseline-{_file_name(job.dataset.name)}.log"
+        found[job.baseline] = BaselineJob(job.baseline, job.checkpoint, job.dataset, log, job.timeout)
+    return list(found.values())
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _hash(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,283 @@
+"""``zooport export``: one checkpoint to one format, through the same stages as a run; no registry, no Ray."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zooport.export_core.extensions import locate
+from zooport.export_core.failures import Failure, Stage
+from zooport.export_core.isolation import PRELOAD, ForkServer
+from zooport.export_core.sources import CheckpointSource, DatasetSource
+from zooport.jobs.exit_codes import exit_code
+from zooport.jobs.fetching import fetch_weights
+from zooport.jobs.output import OutputFormat, cell, console, print_rows, print_value, size
+from zooport.jobs.registry.records import Metric
+from zooport.jobs.values import BaselineJob, ExportJob, ExportTarget, Status
+from zooport.jobs.verdicts import Verdict, decide
+from zooport.jobs.worker import PIPELINE, OnStage, Stages, run_baseline, run_export
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be exported, as it stands on the command line.
+
+    Attributes:
+        weights: a path, or an address that can be fetched.
+        output: directory of the artifact.
+        run_eval: evaluate the eager and the exported model; takes ``annotations`` and ``images``.
+        overrides: KEY VALUE KEY VALUE ...
+        timeout: seconds for the whole export, and as many for the eager model's evaluation.
+        imports: extensions, by name or path.
+        name: of the model, as model.json has it; None takes the config's folder.
+        options: of the format, NAME=VALUE with a YAML value.
+        limit, panoptic, panoptic_masks, semantic_masks: of the dataset, as in a manifest.
+        tolerance: NAME=POINTS, as in a manifest.
+    """
+
+    config: Path
+    weights: str
+    format: str
+    output: Path
+    sample_image: Path | None = None
+    run_eval: bool = False
+    annotations: Path | None = None
+    images: Path | None = None
+    overrides: Sequence[str] = ()
+    timeout: float | None = None
+    imports: Sequence[str] = ()
+    name: str | None = None
+    options: Sequence[str] = ()
+    limit: int | None = None
+    panoptic: Path | None = None
+    panoptic_masks: Path | None = None
+    semantic_masks: Path | None = None
+    tolerance: Sequence[str] = ()
+
+
+def export_one(
+    order: Order, result: OutputFormat, stages: Stages = PIPELINE, preload: tuple[str, ...] = PRELOAD
+) -> int:
+    """Export one checkpoint, print what came of it, and return the exit code.
+
+    That is 0, 1 when the export failed, and 2 when what the command line names is missing or wrong.
+
+    Raises:
+        Failure: ``export.option``, ``config.invalid``, ``dataset.invalid`` or ``extension.invalid`` for what
+            the command line lacks.
+    """
+    target = _target(order)
+    refusal = target.refusal
+    if refusal is not None:
+        raise Failure(refusal.code, refusal.message, hint=refusal.hint)
+    job = _job(order, target)
+    server = ForkServer(preload=preload)
+    server.start()
+    try:
+        with _status() as on_stage:
+            server.wait()
+            verdict = _run(job, stages, server, on_stage)
+    finally:
+        server.close()
+    _print(job, verdict, result)
+    return 0 if verdict.failure is None else exit_code(verdict.failure)
+
+
+def _target(order: Order) -> ExportTarget:
+    from zooport.export_core import formats
+    from zooport.export_core.checkpoints.fetch import cache_path, is_url
+
+    formats.get(order.format)  # an unknown name is refused before anything is fetched or started
+    addresses: dict[Path, str] = {}
+    weights = Path(order.weights).expanduser().absolute()
+    if is_url(order.weights):
+        weights = cache_path(order.weights)
+        addresses[weights] = order.weights
+    config = order.config.expanduser().absolute()
+    imports = tuple(locate(name, Path.cwd()) for name in order.imports)
+    name = order.name or config.parent.name
+    checkpoint = CheckpointSource(name, config, weights, _pairs(order.overrides), imports)
+    options, tolerance = _settings("--option", order.options), _settings("--tolerance", order.tolerance)
+    target = ExportTarget(
+        checkpoint,
+        order.format,
+        options={key: _yaml(value) for key, value in options.items()},
+        dataset=_dataset(order),
+        sample_image=_absolute(order.sample_image),
+        tolerance={key: _points(key, value) for key, value in tolerance.items()},
+    )
+    return fetch_weights([target], addresses)[0]
+
+
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    """Return KEY VALUE ... as a mapping; values are decoded as detectron2 does when the config is merged."""
+    for word in words:
+        if word.startswith("--"):  # no value does; the parser lets it through as it lets -1 through
+            raise Failure("export.option", f"there is no option {word}", hint="see zooport export --help")
+    if len(words) % 2:
+        problem = f"expected KEY VALUE pairs at the end, got {' '.join(words)!r}"
+        raise Failure("config.invalid", problem, hint="each dotted key is followed by its value")
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def _settings(option: str, words: Sequence[str]) -> dict[str, str]:
+    """Return NAME=VALUE ... as a mapping."""
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise Failure("export.option", f"{option} takes NAME=VALUE, got {word!r}")
+        found[name] = value
+    return found
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _points(name: str, text: str) -> float:
+    try:
+        points = float(text)
+    except ValueError:
+        points = math.nan
+    if not 0 <= points < math.inf:
+        raise Failure("export.option", f"--tolerance {name}={text}: expected AP points, 0 or more")
+    return points
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser().absolute()
+
+
+def _dataset(order: Order) -> DatasetSource | None:
+    more = {
+        name: _absolute(getattr(order, name)) for name in ("panoptic", "panoptic_masks", "semantic_masks")
+    }
+    given = [order.annotations, order.images, order.limit, *more.values()]
+    if order.run_eval and order.annotations is not None and order.images is not None:
+        annotations, images = (each.expanduser().absolute() for each in (order.annotations, order.images))
+        return DatasetSource(annotations.stem, annotations, images, order.limit, **more)
+    if order.run_eval or any(each is not None for each in given):
+        problem = "--run-eval, --annotations and --images belong together"
+        raise Failure("dataset.invalid", problem, hint="give all three, or none of them")
+    return None
+
+
+def _job(order: Order, target: ExportTarget) -> ExportJob:
+    output = order.output.expanduser().absolute()
+    return ExportJob(
+        id="export",
+        key="",
+        checkpoint=target.checkpoint,
+        format=target.format,
+        output=output,
+        log=output.with_name(f"{output.name}.log"),
+        options=target.options,
+        tolerance=target.tolerance,
+        dataset=target.dataset,
+        baseline=None if target.dataset is None else "baseline",
+        timeout=order.timeout,
+        sample_image=target.sample_image,
+    )
+
+
+def _run(job: ExportJob, stages: Stages, server: ForkServer, on_stage: OnStage) -> Verdict:
+    exported = run_export(job, stages, server=server, on_stage=on_stage)
+    baseline = None
+    if job.dataset is not None and exported.failure is None:
+        eager = BaselineJob("baseline", job.checkpoint, job.dataset, job.log, job.timeout)
+        baseline = run_baseline(eager, stages, server=server, on_stage=on_stage)
+    return decide(job, exported, baseline)
+
+
+@contextmanager
+def _status() -> Iterator[OnStage]:
+    """Show the stage on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda stage: None
+        return
+    with console(stderr=True).status("starting") as status:
+
+        def show(stage: Stage) -> None:
+            status.update(str(stage))
+
+        yield show
+
+
+def _print(job: ExportJob, verdict: Verdict, result: OutputFormat) -> None:
+    row = _row(job, verdict)
+    if result is OutputFormat.CSV:
+        print_rows([row], list(row), result, lambda _: _page(job, verdict))
+    else:
+        print_value(row, result, lambda _: _page(job, verdict))
+
+
+def _row(job: ExportJob, verdict: Verdict) -> dict[str, Any]:
+    failure, artifact = verdict.failure, verdict.result.artifact
+    return {
+        "format": job.format,
+        "status": str(_status_of(verdict)),
+        "code": None if failure is None else failure.code,
+        "message": None if failure is None else failure.message,
+        "hint": None if failure is None else failure.hint,
+        "stage": None if failure is None else failure.stage,
+        "artifact": None if artifact is None else str(artifact.path),
+        "main_file": None if artifact is None else artifact.main_file,
+        "sha256": None if artifact is None else artifact.sha256,
+        "bytes": None if artifact is None else artifact.size,
+        "metrics": {name: delta.to_dict() for name, delta in verdict.deltas.items()},
+        "seconds": verdict.result.seconds,
+        "stages": dict(verdict.result.stages),
+        "notes": list(verdict.result.notes),
+        "log": str(job.log),
+    }
+
+
+def _status_of(verdict: Verdict) -> Status:
+    if verdict.failure is None:
+        return Status.SUCCEEDED
+    return Status.UNSUPPORTED if verdict.failure.unsupported else Status.FAILED
+
+
+def _page(job: ExportJob, verdict: Verdict) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    from zooport.jobs.tables import metric_table
+
+    failure, artifact = verdict.failure, verdict.result.artifact
+    parts: list[RenderableType] = []
+    if failure is not None:
+        parts.append(Text.assemble(cell(failure.code, "bold red"), ": ", cell(failure.message)))
+        parts += [cell(failure.hint, "dim")] if failure.hint else []
+        parts.append(Text.assemble("log: ", cell(job.log)))
+    else:
+        compared = "" if verdict.deltas else ", not evaluated: give --run-eval with a dataset to compare AP"
+        parts.append(Text.assemble(("verified", "green"), compared))
+    parts += [cell(note, "dim") for note in verdict.result.notes]
+    if artifact is not None:
+        parts.append(
+            Text.assemble(cell(artifact.path / artifact.main_file), f" ({size(artifact.size)} in all)")
+        )
+    if verdict.deltas:
+        parts.append(metric_table(_metrics(verdict), {}))
+    return Group(*parts)
+
+
+def _metrics(verdict: Verdict) -> Mapping[str, Metric]:
+    return {
+        name: Metric(delta.baseline, delta.exported, delta.delta) for name, delta in verdict.deltas.items()
+    }

@@ -1,0 +1,122 @@
+"""The values that travel through a run: jobs go out to workers, results come back; both are plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from zooport.export_core.failures import FailureRecord
+from zooport.export_core.sources import CheckpointSource, DatasetSource
+
+
+class Status(StrEnum):
+    """Where an export stands. ``unsupported`` is a refusal before any work; the rest speak for themselves."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    UNSUPPORTED = "unsupported"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class ExportTarget:
+    """What a user asks for: one checkpoint in one format. A plan makes it an :class:`ExportJob`.
+
+    Attributes:
+        options: of the format.
+        dataset: what to evaluate on; None exports and verifies without evaluation.
+        sample_image: an image for tracing and verification; None takes one of the dataset or a synthetic one.
+        tolerance: metric name ("AP", or "bbox/AP") -> allowed absolute difference in AP points (0-100).
+        timeout: seconds that all stages together may take, None for no deadline.
+        refusal: why it cannot even be tried, for example a scanned folder with two weights files.
+    """
+
+    checkpoint: CheckpointSource
+    format: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    dataset: DatasetSource | None = None
+    sample_image: Path | None = None
+    tolerance: Mapping[str, float] = field(default_factory=dict)
+    timeout: float | None = None
+    refusal: FailureRecord | None = None
+
+
+@dataclass(frozen=True)
+class BaselineJob:
+    """Evaluate the eager model once; shared by every format of the same checkpoint and dataset."""
+
+    key: str
+    checkpoint: CheckpointSource
+    dataset: DatasetSource
+    log: Path
+    timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """Export one checkpoint to one format, verify it and, where a dataset is named, evaluate it.
+
+    Attributes:
+        id: identifier of the export row in the registry, unique over all runs.
+        key: content key; equal keys make equal artifacts.
+        baseline: key of the :class:`BaselineJob` to compare with, None without a dataset.
+        output: directory of the finished artifact; it does not exist until the artifact is published.
+        timeout: seconds that all stages together may take, None for no deadline.
+        tolerance: metric name ("AP", or "bbox/AP") -> allowed absolute difference in AP points (0-100).
+    """
+
+    id: str
+    key: str
+    checkpoint: CheckpointSource
+    format: str
+    output: Path
+    log: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+    dataset: DatasetSource | None = None
+    baseline: str | None = None
+    tolerance: Mapping[str, float] = field(default_factory=dict)
+    timeout: float | None = None
+    sample_image: Path | None = None
+
+
+@dataclass(frozen=True)
+class ArtifactRecord:
+    """A published artifact: its directory, main file, sha256 of every file, and total bytes."""
+
+    path: Path
+    main_file: str
+    sha256: str
+    size: int
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BaselineResult:
+    """Metrics of the eager model ("bbox/AP" -> points, 0-100), or the failure that prevented them."""
+
+    key: str
+    seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    failure: FailureRecord | None = None
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What became of one attempt at an :class:`ExportJob`.
+
+    ``metrics`` are those of the exported model; the driver joins them with the baseline's and judges.
+    An artifact may be there although the export failed (accuracy drift): it is kept for inspection.
+    """
+
+    id: str
+    seconds: float
+    stages: Mapping[str, float] = field(default_factory=dict)
+    artifact: ArtifactRecord | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    failure: FailureRecord | None = None
+    notes: tuple[str, ...] = ()

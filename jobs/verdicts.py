@@ -1,0 +1,49 @@
+"""From what two workers measured to what the registry keeps: deltas, and the failure they amount to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from zooport.export_core.evaluation.deltas import MetricDelta, compare, judge, remarks
+from zooport.export_core.failures import FailureRecord, Stage
+from zooport.jobs.values import BaselineResult, ExportJob, ExportResult
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an export came to: its result with remarks, how its metrics moved, and why it failed if it did."""
+
+    result: ExportResult
+    deltas: Mapping[str, MetricDelta] = field(default_factory=dict)
+    failure: FailureRecord | None = None
+
+
+def decide(job: ExportJob, result: ExportResult, baseline: BaselineResult | None) -> Verdict:
+    """Judge an export.
+
+    Args:
+        job: what was asked for.
+        result: what the worker returned; its own failure comes first.
+        baseline: the eager model's metrics; None for a job without a dataset.
+
+    Returns:
+        The verdict. Without a baseline to compare with, an export cannot be trusted: it fails with the
+        baseline's code, and its artifact stays for inspection.
+    """
+    if result.failure is not None:
+        return Verdict(result, failure=result.failure)
+    if baseline is None:
+        return Verdict(result)
+    if baseline.failure is not None:
+        return Verdict(result, failure=_without_baseline(baseline.failure))
+    deltas = compare(baseline.metrics, result.metrics)
+    failure = judge(deltas, job.tolerance)
+    if failure is not None:
+        return Verdict(result, deltas, failure.at(Stage.EVALUATE).record())
+    return Verdict(replace(result, notes=(*result.notes, *remarks(deltas))), deltas)
+
+
+def _without_baseline(failure: FailureRecord) -> FailureRecord:
+    message = f"exported, but the eager model could not be evaluated to compare with: {failure.message}"
+    return replace(failure, message=message)

@@ -1,0 +1,203 @@
+"""What a worker does for one job: each stage in a disposable process, then publish. Nothing is raised.
+
+It runs the same with and without Ray, and knows nothing of the registry.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zooport.export_core.artifacts import Published, publish, staged
+from zooport.export_core.diagnosis import diagnose, is_full
+from zooport.export_core.failures import Failure, FailureRecord, Stage
+from zooport.export_core.isolation import Cancellation, ForkServer, run_isolated
+from zooport.jobs.values import ArtifactRecord, BaselineJob, BaselineResult, ExportJob, ExportResult
+
+OnStage = Callable[[Stage], None]
+Permit = Callable[[], None]
+
+# How a full disk shows itself when a library writes: as an error of its own, or as a crash.
+_MAYBE_FULL_DISK = frozenset(
+    {"export.failed", "worker.error", "worker.crashed", "artifact.unloadable", "artifact.mismatch"}
+)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The functions that do the work, as "package.module:name": only disposable processes import them.
+
+    Attributes:
+        export: (checkpoint, format, options, dataset, sample_image, staging, report) -> notes.
+        verify: (staging, dataset, report) -> metrics.
+        baseline: (checkpoint, dataset, report) -> metrics.
+    """
+
+    export: str = "zooport.export_core.pipeline:export_stage"
+    verify: str = "zooport.export_core.pipeline:verify_stage"
+    baseline: str = "zooport.export_core.pipeline:evaluate_eager"
+
+
+PIPELINE = Stages()
+
+
+def run_export(
+    job: ExportJob,
+    stages: Stages = PIPELINE,
+    *,
+    server: ForkServer | None = None,
+    on_stage: OnStage | None = None,
+    cancellation: Cancellation | None = None,
+    permit: Permit = lambda: None,
+) -> ExportResult:
+    """Export, verify and evaluate one checkpoint in one format, and publish the artifact.
+
+    Args:
+        job: what to do. Its deadline is for all stages together.
+        stages: the functions that do it.
+        server: where processes are forked.
+        on_stage: called as each stage begins.
+        cancellation: stops the job when it is set.
+        permit: asked right before the artifact is published; raises if it must not be any more.
+
+    Returns:
+        The artifact and the metrics of the exported model, or why there are none.
+    """
+    course = _Course(job.timeout, job.log, server, on_stage, cancellation)
+    try:
+        artifact, metrics, notes = _export(job, stages, course, permit)
+    except Exception as error:
+        return ExportResult(job.id, course.elapsed, course.seconds(), failure=course.failure(error))
+    return ExportResult(job.id, course.elapsed, course.seconds(), artifact, metrics, notes=notes)
+
+
+def run_baseline(
+    job: BaselineJob,
+    stages: Stages = PIPELINE,
+    *,
+    server: ForkServer | None = None,
+    on_stage: OnStage | None = None,
+    cancellation: Cancellation | None = None,
+) -> BaselineResult:
+    """Evaluate the eager model of one checkpoint on one dataset."""
+    course = _Course(job.timeout, job.log, server, on_stage, cancellation)
+    try:
+        course.enter(Stage.LOAD)
+        metrics = course.run(stages.baseline, job.checkpoint, job.dataset)
+    except Exception as error:
+        return BaselineResult(job.key, course.elapsed, failure=course.failure(error))
+    return BaselineResult(job.key, course.elapsed, metrics)
+
+
+def main_file(format_name: str) -> str:
+    """Return the name of the file that a format's consumer loads."""
+    from zooport.export_core import formats
+
+    return next(each.main_file for each in formats.describe() if each.name == format_name)
+
+
+def _export(
+    job: ExportJob, stages: Stages, course: _Course, permit: Permit
+) -> tuple[ArtifactRecord, Mapping[str, float], tuple[str, ...]]:
+    course.enter(Stage.LOAD)
+    with staged(job.output, job.id) as staging:
+        try:
+            source = (job.checkpoint, job.format, dict(job.options), job.dataset, job.sample_image)
+            notes = course.run(stages.export, *source, staging)
+            course.enter(Stage.VERIFY)
+            metrics = course.run(stages.verify, staging, job.dataset)
+            course.enter(Stage.PUBLISH)
+            published = publish(staging, job.output, permit)
+        except Failure as failure:
+            raise _with_disk(failure, staging) from None
+    return _record(job, published), metrics, tuple(notes)
+
+
+def _record(job: ExportJob, published: Published) -> ArtifactRecord:
+    name = main_file(job.format)
+    return ArtifactRecord(job.output, name, published.files[name], published.size, published.files)
+
+
+def _with_disk(failure: Failure, staging: Path) -> Failure:
+    """Return the failure as a full disk, if that is what an error comes from, and name the place."""
+    place = staging.parent
+    if failure.code == "resource.disk" and str(place) not in failure.message:
+        message = f"{place}: {failure.message}"
+    elif failure.code in _MAYBE_FULL_DISK and is_full(staging):
+        message = f"{place}: no space left on the device, then {failure.message}"
+    else:
+        return failure
+    hint = "free some space, or write elsewhere (--output)"
+    return Failure("resource.disk", message, stage=failure.stage, hint=hint, details=failure.details)
+
+
+class _Course:
+    """One job on its way: the deadline, the stage it is in, and the seconds that each stage took."""
+
+    def __init__(
+        self,
+        timeout: float | None,
+        log: Path,
+        server: ForkServer | None,
+        on_stage: OnStage | None,
+        cancellation: Cancellation | None,
+    ) -> None:
+        self._timeout = timeout
+        self._log = log
+        self._server = server
+        self._on_stage = on_stage
+        self._cancellation = cancellation
+        self._start = time.monotonic()
+        self._begun: list[tuple[Stage, float]] = []
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the job began."""
+        return time.monotonic() - self._start
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage that the job is in."""
+        return self._begun[-1][0] if self._begun else None
+
+    def enter(self, stage: Stage) -> None:
+        """Note that a stage begins; the stage that the job is already in goes on."""
+        if stage is self.stage:
+            return
+        self._begun.append((stage, time.monotonic()))
+        if self._on_stage is not None:
+            self._on_stage(stage)
+
+    def run(self, function: str, *args: Any) -> Any:
+        """Run one function in a disposable process, within what is left of the deadline."""
+        left = None if self._timeout is None else max(0.0, self._timeout - self.elapsed)
+        return run_isolated(
+            function,
+            *args,
+            timeout=left,
+            log=self._log,
+            on_stage=self.enter,
+            server=self._server,
+            cancellation=self._cancellation,
+        )
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each stage, the last one until now."""
+        ends = [begun for _, begun in self._begun[1:]] + [time.monotonic()]
+        total: dict[str, float] = {}
+        for (stage, begun), end in zip(self._begun, ends, strict=True):
+            total[str(stage)] = total.get(str(stage), 0.0) + end - begun
+        return total
+
+    def failure(self, error: Exception) -> FailureRecord:
+        """Return what went wrong, with the stage; a deadline is that of the whole job."""
+        failure = diagnose(error, self.stage)
+        if failure.code == "resource.timeout":
+            message = f"stopped at the deadline of {self._timeout:g} s in stage {failure.stage}"
+            failure = Failure(
+                failure.code, message, stage=failure.stage, hint=failure.hint, details=failure.details
+            )
+        return failure.record()
