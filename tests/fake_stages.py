@@ -1,0 +1,97 @@
+"""Stages that take no time and end as a checkpoint's name says: "crash-1" crashes, "hang-2" hangs.
+
+They can be imported in disposable processes as zooport.tests.fake_stages.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from zooport.export_core.failures import Failure, Stage
+from zooport.export_core.sources import CheckpointSource, DatasetSource
+from zooport.jobs.worker import Stages
+
+Report = Callable[[Stage], None]
+
+_HERE = "zooport.tests.fake_stages"
+FAKE = Stages(f"{_HERE}:export", f"{_HERE}:verify", f"{_HERE}:baseline")
+METRICS = {"bbox/AP": 40.0, "bbox/AP50": 60.0}
+
+
+def misbehave(name: str, stage: str, staging: Path) -> None:
+    """End as the name says; "verify-crash-1" does it in the stage named first."""
+    words = name.rpartition("/")[2].split("-")
+    at, kind = (words[0], words[1]) if words[0] in {"verify", "baseline"} else ("export", words[0])
+    if at != stage:
+        return
+    behaviours: dict[str, Callable[[], object]] = {
+        "crash": lambda: ctypes.string_at(0),
+        "exit": lambda: os._exit(3),
+        "hang": lambda: time.sleep(600),
+        "sleep": lambda: time.sleep(float(words[-1])),
+        "raise": lambda: fail(ValueError("this checkpoint\nis strange")),
+        "unsupported": lambda: fail(Failure("unsupported.architecture", f"MODEL.META_ARCHITECTURE: {name}")),
+        "fill": lambda: (staging / "large").write_bytes(b"x" * 10_000_000),
+        "swallow": lambda: fill_as_a_library(staging / "large"),
+    }
+    behaviours.get(kind, bool)()
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def fill_as_a_library(path: Path) -> None:
+    """Write until the disk is full, and tell it as a library does that writes through its own stream."""
+    with path.open("wb") as file:
+        try:
+            while True:
+                file.write(b"x" * 65536)
+                file.flush()
+        except OSError:
+            raise RuntimeError("[enforce fail at inline_container.cc:603] unexpected pos 64") from None
+
+
+def export(
+    checkpoint: CheckpointSource,
+    format: str,  # noqa: A002
+    options: Mapping[str, Any],
+    dataset: DatasetSource | None,
+    sample_image: Path | None,
+    staging: Path,
+    report: Report,
+) -> list[str]:
+    report(Stage.LOAD)
+    report(Stage.EXPORT)
+    if os.environ.get("FAKE_STAGES_TRACE"):
+        with Path(os.environ["FAKE_STAGES_TRACE"]).open("a") as trace:
+            trace.write(f"{checkpoint.name} {format}\n")
+    misbehave(checkpoint.name, "export", staging)
+    (staging / "model.ts").write_text(f"{checkpoint.name} {format} {dict(options)}")
+    (staging / "model.json").write_text('{"versions": {"zooport": "fake"}}')
+    (staging / ".name").write_text(checkpoint.name)
+    return [f"a remark on {checkpoint.name}"]
+
+
+def verify(staging: Path, dataset: DatasetSource | None, report: Report) -> dict[str, float]:
+    report(Stage.VERIFY)
+    name = (staging / ".name").read_text()
+    misbehave(name, "verify", staging)
+    if dataset is None:
+        return {}
+    report(Stage.EVALUATE)
+    drift = 5.0 if name.startswith("drift") else 0.0
+    nan = float("nan") if name.startswith("nan") else 0.0
+    return {key: value - drift + nan for key, value in METRICS.items()}
+
+
+def baseline(checkpoint: CheckpointSource, dataset: DatasetSource, report: Report) -> dict[str, float]:
+    report(Stage.LOAD)
+    misbehave(checkpoint.name, "baseline", Path())
+    report(Stage.EVALUATE)
+    return METRICS

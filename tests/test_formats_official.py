@@ -1,0 +1,87 @@
+"""Every official network as TorchScript, traced and scripted: a stranger reads what the eager model says."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zooport.export_core.isolation import ForkServer, run_isolated
+from zooport.tests.artifact_processes import SIZES
+from zooport.tests.official_zoo import inputs_of, networks
+
+PROCESSES = "zooport.tests.artifact_processes"
+TIMEOUT = 900.0
+# The same operators on the same machine: only fused ones may add up in another order.
+RELATIVE = 1e-5
+
+ONE_OF_EACH_KIND = [
+    "COCO-Detection/fast_rcnn_R_50_FPN_1x",
+    "COCO-Detection/faster_rcnn_R_50_FPN_1x",
+    "COCO-Detection/fcos_R_50_FPN_1x",
+    "COCO-Detection/retinanet_R_50_FPN_1x",
+    "COCO-Detection/rpn_R_50_FPN_1x",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_DC5_1x",
+    "COCO-InstanceSegmentation/mask_rcnn_regnety_4gf_dds_fpn_1x",
+    "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x",
+    "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x",
+    "Misc/cascade_mask_rcnn_R_50_FPN_1x",
+    "Misc/mask_rcnn_R_50_FPN_1x_cls_agnostic",
+    "Misc/mask_rcnn_R_50_FPN_1x_dconv_c3-c5",
+    "Misc/semantic_R_50_FPN_1x",
+]
+
+
+@pytest.fixture(scope="module")
+def strangers() -> Iterator[ForkServer]:
+    """Where processes come from that have nothing but torch and torchvision."""
+    server = ForkServer(preload=("torch", "torchvision"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """A directory that is removed at once: pytest would keep gigabytes."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
+def test_artifacts_of_every_kind_equal_eager(name: str, directory: Path, strangers: ForkServer) -> None:
+    check(name, directory, strangers, tiny=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", networks())
+def test_artifacts_of_every_network_equal_eager(name: str, directory: Path, strangers: ForkServer) -> None:
+    check(name, directory, strangers, tiny=False)
+
+
+def check(name: str, directory: Path, strangers: ForkServer, *, tiny: bool) -> None:
+    inputs = [{key: value.numpy() for key, value in inputs_of(name, *size).items()} for size in SIZES]
+    setting: Any = {"timeout": TIMEOUT, "log": directory / "log"}
+
+    eager = run_isolated(f"{PROCESSES}:export_official", name, directory, tiny, **setting)
+    fields = sorted(eager["single"][0])
+    found = run_isolated(f"{PROCESSES}:use_official", inputs, fields, directory, server=strangers, **setting)
+
+    assert all(len(value) for value in eager["single"][0].values()), "a comparison of nothing"
+    for index, wanted in enumerate(eager["single"]):
+        assert_equal(found["traced"][index], wanted)
+        assert_equal(found["scripted"][index], wanted)
+    for index, wanted in enumerate(eager["batch"]):
+        assert_equal(found["batch"][index], wanted)
+
+
+def assert_equal(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert sorted(found) == sorted(wanted)
+    for field, value in wanted.items():
+        assert found[field].dtype == value.dtype
+        scale = float(np.abs(value).max(initial=0))
+        np.testing.assert_allclose(found[field], value, rtol=0, atol=RELATIVE * scale, err_msg=field)

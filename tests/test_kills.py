@@ -1,0 +1,191 @@
+"""Kill -9 of drivers, workers and raylets at random instants: in the end everything is done, and done once.
+
+ZOOPORT_KILLS says how many (200 take about a quarter of an hour), ZOOPORT_KILLS_SEED which ones.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from zooport import cli
+from zooport.jobs.registry import open_registry
+from zooport.jobs.registry.records import ExportFilter
+
+KILLS = int(os.environ.get("ZOOPORT_KILLS", "10"))
+SEED = int(os.environ.get("ZOOPORT_KILLS_SEED", "0")) or random.randrange(1, 10**6)
+JOBS = 60
+PATIENCE = 120.0  # seconds for a driver to end once nothing disturbs it
+DRIVER = """
+import sys
+from pathlib import Path
+from zooport.jobs import submission
+from zooport.jobs.hosts import HostSettings
+from zooport.jobs.runner import RunSettings
+from zooport.tests.fake_stages import FAKE
+request = submission.Request("registry.db", RunSettings(workers=2), hosts=HostSettings("", FAKE, preload=()))
+if sys.argv[1] == "submit":
+    raise SystemExit(submission.submit(Path("zoo.yaml"), request))
+raise SystemExit(submission.resume(request, "latest"))
+"""
+
+
+class Fleet:
+    """A zoo of short jobs, the drivers that try to export it, and their murderer."""
+
+    def __init__(self, folder: Path, scratch: Path) -> None:
+        self.folder = folder
+        self.scratch = scratch
+        self.dice = random.Random(SEED)
+        self.killed: Counter[str] = Counter()
+        self.seen: set[psutil.Process] = set()
+        self.driver: subprocess.Popen[bytes] | None = None
+        self.command = ""
+        self.rounds = 0
+
+    def write(self, jobs: int) -> None:
+        """Write weights that no round has had before, so that all jobs are to be done."""
+        self.rounds += 1
+        folder = self.folder
+        names = [f"sleep-{number}-0.1" for number in range(jobs)]
+        lines = [f"  - {{name: {name}, config: config.yaml, weights: {name}.pth}}" for name in names]
+        for name in names:
+            (folder / f"{name}.pth").write_text(f"{name} in round {self.rounds}")
+        (folder / "config.yaml").write_text("VERSION: 2")
+        (folder / "zoo.yaml").write_text("\n".join(["models:", *lines, "formats: [torchscript-trace]"]))
+
+    def start(self, command: str) -> subprocess.Popen[bytes]:
+        self.command = command
+        environment = os.environ | {"TMPDIR": str(self.scratch), "XDG_CACHE_HOME": str(self.scratch / "c")}
+        with (self.folder / "driver.log").open("ab") as log:
+            self.driver = subprocess.Popen(
+                [sys.executable, "-c", DRIVER, command],
+                cwd=self.folder,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return self.driver
+
+    def kill_one(self) -> None:
+        """Kill a driver, a worker or a raylet, when it is there."""
+        driver = self.driver if self.driver is not None and self.driver.poll() is None else None
+        if driver is None:
+            if self.is_all_done():
+                self.write(JOBS)
+            has_run = (self.folder / "registry.db").exists() and bool(self.runs())
+            driver = self.start("resume" if has_run and self.dice.random() < 0.5 else "submit")
+        kind = self.dice.choice(["driver", "worker", "worker", "raylet"])
+        time.sleep(self.dice.uniform(0, 4))
+        victim = self.find(driver, kind)
+        if victim is None:
+            return  # the run was over before
+        with suppress(psutil.NoSuchProcess):
+            victim.kill()
+        self.killed[kind] += 1
+        if kind != "worker":
+            assert self.ends(driver), f"after the death of its {kind} the driver hangs"
+
+    def is_all_done(self) -> bool:
+        """Whether the last driver has found nothing left to do."""
+        return self.driver is not None and self.command == "submit" and self.driver.returncode == 0
+
+    def find(self, driver: subprocess.Popen[bytes], kind: str) -> psutil.Process | None:
+        while driver.poll() is None:
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(driver.pid)
+                below = process.children(recursive=True)
+                self.seen.update(below)
+                found = {
+                    "driver": [process],
+                    "worker": [each for each in below if "ray::Host" in " ".join(each.cmdline())],
+                    "raylet": [each for each in below if each.name() == "raylet"],
+                }
+                if found[kind]:
+                    return self.dice.choice(found[kind])
+            time.sleep(0.02)
+        return None
+
+    def ends(self, driver: subprocess.Popen[bytes]) -> bool:
+        with suppress(subprocess.TimeoutExpired):
+            driver.wait(PATIENCE)
+            return True
+        return False
+
+    def finish(self) -> None:
+        """Submit until everything is done; nothing disturbs it."""
+        if self.driver is not None:
+            assert self.ends(self.driver)
+        assert self.ends(self.start("submit"))
+        assert self.driver is not None
+        assert self.driver.returncode == 0, (self.folder / "driver.log").read_text()[-3000:]
+
+    def runs(self) -> list[str]:
+        with open_registry(str(self.folder / "registry.db")) as registry:
+            return [run.id for run in registry.runs()]
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    scratch = Path(tempfile.mkdtemp(prefix="zk-", dir="/tmp"))  # short: sockets have their paths below it
+    fleet = Fleet(tmp_path, scratch)
+    yield fleet
+    if fleet.driver is not None:
+        fleet.driver.kill()
+        fleet.driver.wait()
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_local_ray_that_died_ends_the_run_and_the_next_goes_on(fleet: Fleet) -> None:
+    fleet.write(6)
+    driver = fleet.start("submit")
+    while not list((fleet.folder / "artifacts").glob("*/torchscript-trace")):
+        time.sleep(0.05)
+    victim = fleet.find(driver, "raylet")
+    assert victim is not None
+    victim.kill()
+    assert fleet.ends(driver)
+    assert driver.returncode != 0
+    said = (fleet.folder / "driver.log").read_text()
+    assert "cluster.unavailable: the local Ray has died" in said
+    fleet.finish()
+
+
+@pytest.mark.slow
+def test_whatever_is_killed_everything_is_done_once(
+    fleet: Fleet, record_property: Callable[[str, object], None]
+) -> None:
+    fleet.write(JOBS)
+    while fleet.killed.total() < KILLS:
+        fleet.kill_one()
+    fleet.finish()
+    record_property("killed", f"{dict(fleet.killed)} in {fleet.rounds} rounds with seed {SEED}")
+    with open_registry(str(fleet.folder / "registry.db")) as registry:
+        latest = registry.exports()
+        everything = registry.exports(ExportFilter(everything=True))
+        succeeded = [row for row in everything if row.status == "succeeded" and not row.cached]
+        keys = [registry.export(row.id).content_key for row in succeeded]
+        runs = registry.runs()
+    assert [row.status for row in latest] == ["succeeded"] * JOBS, f"seed {SEED}"
+    assert len(set(keys)) == len(keys) == JOBS * fleet.rounds, f"seed {SEED}: lost, or done twice"
+    assert {run.status for run in runs} <= {"succeeded", "failed", "cancelled"}
+    assert not list(fleet.folder.rglob(".*.staging*"))
+    assert cli.run(["verify", "--registry", str(fleet.folder / "registry.db")]) == 0, f"seed {SEED}"
+    # Ray's agents notice the death of their raylet, and give it half a minute to come back.
+    _, alive = psutil.wait_procs(fleet.seen, timeout=90)
+    assert alive == []
+    assert list(fleet.scratch.glob("zp-*")) == [], "folders of killed drivers' Rays are left"

@@ -1,0 +1,82 @@
+"""While a run goes on, a terminal shows what is running, and a log gets a line per export."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+from rich.console import Console
+
+from zooport.jobs.progress import Display, Finished, Lines, LiveView, Running, display
+from zooport.jobs.values import Status
+
+DONE = Finished("mask_rcnn  onnx", Status.SUCCEEDED, "bbox 40.00 → 40.00 (+0.00)", 12.3)
+BAD = Finished("retinanet  onnx", Status.FAILED, "worker.crashed: killed by SIGSEGV", 0.5)
+
+
+def rendered(view: LiveView, width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    console.print(view._render())
+    written = console.file
+    assert isinstance(written, io.StringIO)
+    return [line.rstrip() for line in written.getvalue().splitlines()]
+
+
+def test_a_log_gets_a_line_per_export(capsys: pytest.CaptureFixture[str]) -> None:
+    with Lines(total=12, cached=2) as lines:
+        lines.say("starting Ray")
+        lines.finished(DONE)
+        lines.finished(BAD)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == [
+        "starting Ray",
+        "[ 3/12] mask_rcnn  onnx  succeeded  bbox 40.00 → 40.00 (+0.00)  12 s",
+        "[ 4/12] retinanet  onnx  failed  worker.crashed: killed by SIGSEGV  0.5 s",
+    ]
+
+
+def test_the_view_shows_counts_and_what_runs() -> None:
+    view = LiveView(total=12, cached=2)
+    view.finished(DONE)
+    view.finished(BAD)
+    view.running([Running("a  onnx", "verify", 3.0), Running("b  eager baseline", "", 70.0)])
+    bar, head, first, second = rendered(view)
+    assert set(bar) <= set("━╸╺ ")
+    assert head.startswith("4 of 12 exports  3 succeeded  1 failed")
+    assert first.split() == ["b", "eager", "baseline", "starting", "1", "min", "10", "s"]  # the longest first
+    assert second.split() == ["a", "onnx", "verify", "3.0", "s"]
+
+
+def test_a_large_cluster_does_not_fill_the_screen() -> None:
+    view = LiveView(total=1000, cached=0)
+    view.running([Running(f"model-{number}", "export", 1.0) for number in range(200)])
+    lines = rendered(view)
+    assert len(lines) < 30
+    assert lines[-1].split() == ["and", "176", "more"]
+
+
+def test_what_runs_is_asked_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("zooport.jobs.progress.time.monotonic", lambda: now[0])
+    view = LiveView(total=1, cached=0)
+    assert view.wants_stages()
+    assert not view.wants_stages()
+    now[0] += 0.6
+    assert view.wants_stages()
+    assert not Lines(1, 0).wants_stages()
+
+
+def test_names_cannot_move_the_cursor() -> None:
+    view = LiveView(total=1, cached=0)
+    view.running([Running("evil\x1b[2J\nname", "export", 1.0)])
+    assert "\x1b[2J" not in "\n".join(rendered(view))
+
+
+def test_a_terminal_gets_the_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert isinstance(display(1, 0), LiveView)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    assert isinstance(display(1, 0), Lines)
+    assert type(display(1, 0, quiet=True)) is Display

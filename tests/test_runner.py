@@ -1,0 +1,299 @@
+"""A run on Ray loses nothing, whatever its jobs do, and the registry is true at its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from zooport.export_core.failures import Failure
+from zooport.export_core.sources import CheckpointSource, DatasetSource
+from zooport.jobs.digests import DigestCache
+from zooport.jobs.hosts import HostSettings
+from zooport.jobs.plan import Plan, make_plan, place
+from zooport.jobs.progress import Display, Finished, Running
+from zooport.jobs.registry import open_registry
+from zooport.jobs.registry.records import ExportFilter, ExportRow, export_id, new_run_id
+from zooport.jobs.registry.writer import Registry
+from zooport.jobs.runner import RunOutcome, RunSettings, in_order, run_plan
+from zooport.jobs.values import ExportTarget, Status
+from zooport.tests.fake_stages import FAKE
+
+
+class Notes(Display):
+    """Remembers what a run tells; does not ask what is running unless told to."""
+
+    def __init__(self, *, watch: bool = False) -> None:
+        self.ended: list[Finished] = []
+        self.seen: set[tuple[str, str]] = set()
+        self._watch = watch
+
+    def finished(self, job: Finished) -> None:
+        self.ended.append(job)
+
+    def wants_stages(self) -> bool:
+        return self._watch
+
+    def running(self, jobs: Sequence[Running]) -> None:
+        self.seen |= {(job.label, job.stage) for job in jobs}
+
+
+class Bench:
+    """A registry and fake checkpoints in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.notes = Notes(watch=True)
+        (folder / "config.yaml").write_text("VERSION: 2")
+
+    def target(self, name: str, **changes: Any) -> ExportTarget:
+        weights = self.folder / f"{name.replace('/', '_')}.pth"
+        if not weights.exists():
+            weights.write_text(name)
+        values: dict[str, Any] = {
+            "checkpoint": CheckpointSource(name, self.folder / "config.yaml", weights),
+            "format": "torchscript-trace",
+            "timeout": 60.0,
+        }
+        return ExportTarget(**(values | changes))
+
+    def dataset(self) -> DatasetSource:
+        return DatasetSource("shapes", self.folder / "a.json", self.folder / "images")
+
+    def plan(self, registry: Registry, *targets: ExportTarget) -> Plan:
+        run_id = new_run_id()
+        return make_plan(
+            [(target, place(target, self.folder / "out")) for target in targets],
+            run_id=run_id,
+            export_ids=(export_id(run_id, number) for number in range(1, 1000)),
+            history=registry,
+            digests=DigestCache(None),
+        )
+
+    def run(self, *targets: ExportTarget, **settings: Any) -> tuple[RunOutcome, dict[str, ExportRow]]:
+        with open_registry(str(self.folder / "registry.db")) as registry:
+            plan = self.plan(registry, *targets)
+            registry.begin_run(
+                self.folder / "zoo.yaml",
+                "",
+                plan.jobs,
+                plan.baselines,
+                cached=plan.cached,
+                run_id=plan.run_id,
+            )
+            hosts = HostSettings(plan.run_id, FAKE, preload=())
+            chosen = RunSettings(**({"workers": 4} | settings))
+            outcome = run_plan(plan, registry, self.notes, chosen, hosts)
+            rows = registry.exports(ExportFilter(run=plan.run_id))
+            assert registry.run(plan.run_id).status != "running"
+        return outcome, {row.model: row for row in rows}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+pytestmark = pytest.mark.usefixtures("stay_joined")
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [path for path in (folder / "out").rglob(".*") if path.name.endswith((".staging", ".old"))]
+
+
+def test_of_forty_jobs_fifteen_fail_typed_and_nothing_is_lost(bench: Bench) -> None:
+    names = [f"good-{n}" for n in range(25)]
+    bad = [f"{kind}-{n}" for n in range(5) for kind in ("crash", "hang", "raise")]
+    targets = [bench.target(name) for name in names]
+    for position, name in enumerate(bad):
+        targets.insert(position * 2, bench.target(name, timeout=2.0))
+    outcome, rows = bench.run(*targets)
+    assert outcome.exit_code == 1
+    assert Counter(row.status for row in rows.values()) == {"succeeded": 25, "failed": 15}
+    codes = Counter(row.code for row in rows.values() if row.code)
+    assert codes == {"worker.crashed": 5, "resource.timeout": 5, "export.failed": 5}
+    assert {job.label.split()[0] for job in bench.notes.ended} == {*names, *bad}
+    assert len(bench.notes.ended) == 40
+    for name, row in rows.items():
+        assert row.attempt == 1
+        assert (bench.folder / "out" / name / "torchscript-trace" / "model.ts").exists() == (name in names)
+        assert Path(row.log or "").exists()
+    assert leftovers(bench.folder) == []
+
+
+def test_results_come_in_the_order_in_which_they_end(bench: Bench) -> None:
+    bench.target("sleep-2").checkpoint.weights.write_text("the largest, so it begins first")
+    targets = [bench.target("sleep-2"), bench.target("good-1"), bench.target("good-2")]
+    bench.run(*targets, workers=2)
+    assert [job.label.split()[0] for job in bench.notes.ended][-1] == "sleep-2"
+    assert ("sleep-2  torchscript-trace", "export") in bench.notes.seen
+
+
+def test_a_run_of_only_good_jobs_is_fine(bench: Bench) -> None:
+    outcome, rows = bench.run(bench.target("good-1"))
+    assert outcome.exit_code == 0
+    assert rows["good-1"].artifact == str(bench.folder / "out" / "good-1" / "torchscript-trace")
+
+
+def test_unsupported_is_a_fact_and_no_failure_of_the_run(bench: Bench) -> None:
+    outcome, rows = bench.run(bench.target("unsupported-1"), bench.target("good-1"))
+    assert rows["unsupported-1"].status == "unsupported"
+    assert outcome.exit_code == 0
+
+
+def test_a_refused_target_is_a_row_and_a_failure(bench: Bench) -> None:
+    refusal = Failure("manifest.invalid", "two weights files").record()
+    outcome, rows = bench.run(bench.target("unclear", refusal=refusal), bench.target("good-1"))
+    assert (rows["unclear"].status, rows["unclear"].code) == ("failed", "manifest.invalid")
+    assert rows["good-1"].status == "succeeded"
+    assert outcome.exit_code == 1
+
+
+class TestVerdicts:
+    """Every export is compared with the one baseline of its checkpoint."""
+
+    def test_metrics_baseline_and_delta_are_kept(self, bench: Bench) -> None:
+        _, rows = bench.run(bench.target("good-1", dataset=bench.dataset()))
+        metric = rows["good-1"].metrics["bbox/AP"]
+        assert (metric.baseline, metric.exported, metric.delta) == (40.0, 40.0, 0.0)
+
+    def test_drift_and_nan_fail_and_keep_the_artifact(self, bench: Bench) -> None:
+        targets = [bench.target(name, dataset=bench.dataset()) for name in ("drift-1", "nan-1")]
+        outcome, rows = bench.run(*targets)
+        assert rows["drift-1"].code == "accuracy.drift"
+        assert rows["drift-1"].metrics["bbox/AP"].delta == -5.0
+        assert rows["nan-1"].code == "accuracy.nonfinite"
+        assert all(Path(row.artifact or "").is_dir() for row in rows.values())
+        assert outcome.exit_code == 1
+
+    def test_formats_share_a_baseline(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        dataset = bench.dataset()
+        formats = ("torchscript-trace", "torchscript-script")
+        targets = [bench.target("good-1", dataset=dataset, format=name) for name in formats]
+        with open_registry(str(bench.folder / "registry.db")) as registry:
+            plan = bench.plan(registry, *targets)
+        assert len(plan.baselines) == 1
+        assert in_order(plan)[0] == plan.baselines[0]
+        outcome, _ = bench.run(*targets)
+        assert outcome.counts[Status.SUCCEEDED] == 2
+
+    def test_a_failed_baseline_fails_only_who_needs_it(self, bench: Bench) -> None:
+        outcome, rows = bench.run(
+            bench.target("baseline-crash", dataset=bench.dataset()),
+            bench.target("baseline-crash-2"),
+            bench.target("good-1", dataset=bench.dataset()),
+        )
+        failed = rows["baseline-crash"]
+        assert failed.code == "worker.crashed"
+        assert "eager model" in (failed.message or "")
+        assert failed.artifact is not None
+        assert rows["baseline-crash-2"].status == rows["good-1"].status == "succeeded"
+        assert outcome.exit_code == 1
+
+
+class TestAgain:
+    """What is done and intact is not done again."""
+
+    def test_the_second_run_does_nothing(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        targets = [bench.target(name, dataset=bench.dataset()) for name in ("good-1", "good-2")]
+        bench.run(*targets)
+        bench.notes.ended.clear()
+        outcome, rows = bench.run(*targets)
+        assert outcome.exit_code == 0
+        assert all(row.cached for row in rows.values())
+        assert bench.notes.ended == []
+
+    def test_only_what_is_broken_or_new_is_run(self, bench: Bench) -> None:
+        bench.run(bench.target("good-1"), bench.target("good-2"), bench.target("raise-1"))
+        (bench.folder / "out" / "good-2" / "torchscript-trace" / "model.ts").write_text("harmed")
+        bench.notes.ended.clear()
+        targets = [bench.target(name) for name in ("good-1", "good-2", "raise-1", "good-3")]
+        _, rows = bench.run(*targets)
+        ran = {job.label.split()[0] for job in bench.notes.ended}
+        assert ran == {"good-2", "raise-1", "good-3"}
+        assert rows["raise-1"].attempt == 2  # a failure is never served
+        assert rows["good-1"].cached
+
+
+def test_a_host_that_dies_fails_its_job_alone_and_is_replaced(bench: Bench) -> None:
+    names = ["sleep-3", *(f"good-{n}" for n in range(8))]
+    killed: list[int] = []
+
+    class Killer(Notes):
+        def running(self, jobs: Sequence[Running]) -> None:
+            if killed or not any(job.label.startswith("sleep-3") and job.stage == "export" for job in jobs):
+                return
+            for process in psutil.Process().children(recursive=True):
+                if "ray::Host" in "".join(process.cmdline()):
+                    killed.append(process.pid)
+                    process.kill()
+
+    bench.notes = Killer(watch=True)
+    outcome, rows = bench.run(*(bench.target(name) for name in names), workers=1)
+    assert len(killed) == 1
+    assert rows["sleep-3"].code == "worker.crashed"
+    assert rows["sleep-3"].retryable
+    assert all(rows[name].status == "succeeded" for name in names[1:])
+    assert outcome.exit_code == 1
+    assert leftovers(bench.folder) == []
+
+
+def test_fail_fast_starts_nothing_more(bench: Bench) -> None:
+    bench.target("raise-1").checkpoint.weights.write_text("the largest, so it begins first")
+    names = ["raise-1", *(f"sleep-{n}-0.3" for n in range(6))]
+    outcome, rows = bench.run(*(bench.target(name) for name in names), workers=1, fail_fast=True)
+    assert rows["raise-1"].code == "export.failed"
+    assert [rows[name].status for name in names[1:]] == ["cancelled"] * 6
+    assert outcome.exit_code == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_stops_everything_and_the_registry_is_true(bench: Bench, number: int) -> None:
+    sent: list[int] = []
+
+    class Interrupter(Notes):
+        def running(self, jobs: Sequence[Running]) -> None:
+            if not sent and len([job for job in jobs if job.stage == "export"]) == 2:
+                sent.append(number)
+                os.kill(os.getpid(), number)
+
+    bench.notes = Interrupter(watch=True)
+    names = ["hang-1", "hang-2", "good-1", "good-2"]
+    for name in names[:2]:
+        bench.target(name).checkpoint.weights.write_text("large, so that it begins first")
+    outcome, rows = bench.run(*(bench.target(name) for name in names), workers=2)
+    assert outcome.exit_code == 130
+    assert {row.status for row in rows.values()} == {"cancelled"}
+    assert {row.code for row in rows.values()} == {"run.cancelled"}
+    assert leftovers(bench.folder) == []
+
+
+def test_a_second_interruption_does_not_wait(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "zooport.jobs.hosts.HostHandle.cancel", lambda self: None
+    )  # as one that does not obey
+
+    class Impatient(Notes):
+        def running(self, jobs: Sequence[Running]) -> None:
+            if any(job.stage == "export" for job in jobs):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    bench.notes = Impatient(watch=True)
+    outcome, rows = bench.run(bench.target("hang-1"), workers=1)
+    assert outcome.exit_code == 130
+    assert rows["hang-1"].status == "cancelled"
+    assert leftovers(bench.folder) == []
+
+
+def test_large_checkpoints_begin_first(bench: Bench) -> None:
+    for name, size in (("small", 1), ("large", 1000), ("middle", 100)):
+        bench.target(name).checkpoint.weights.write_bytes(b"x" * size)
+    with open_registry(str(bench.folder / "registry.db")) as registry:
+        plan = bench.plan(registry, *(bench.target(name) for name in ("small", "large", "middle")))
+    assert [job.checkpoint.name for job in in_order(plan)] == ["large", "middle", "small"]

@@ -1,0 +1,198 @@
+"""One job ends as one value, whatever happens in it, and leaves an artifact or nothing."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zooport.export_core import demo
+from zooport.export_core.artifacts import is_intact
+from zooport.export_core.failures import Stage
+from zooport.export_core.isolation import ForkServer
+from zooport.export_core.sources import CheckpointSource, DatasetSource
+from zooport.jobs.values import BaselineJob, ExportJob, ExportResult
+from zooport.jobs.worker import run_baseline, run_export
+from zooport.tests.fake_stages import FAKE, METRICS
+
+DATASET = DatasetSource("shapes", Path("/data/val.json"), Path("/data/val"))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    server = ForkServer(preload=())
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Callable[..., ExportJob]:
+    def make(name: str, **changes: Any) -> ExportJob:
+        values: dict[str, Any] = {
+            "id": "r.1",
+            "key": "k",
+            "checkpoint": CheckpointSource(name, Path("/config.yaml"), Path("/weights.pth")),
+            "format": "torchscript-trace",
+            "output": tmp_path / "out" / name / "torchscript-trace",
+            "log": tmp_path / "logs" / "job.log",
+            "dataset": DATASET,
+            "timeout": 60.0,
+        }
+        return ExportJob(**(values | changes))
+
+    return make
+
+
+def left_behind(job: ExportJob) -> list[Path]:
+    return list(job.output.parent.iterdir())
+
+
+def test_a_good_job_publishes_and_tells_everything(job: Callable[..., ExportJob], server: ForkServer) -> None:
+    one = job("good")
+    seen: list[Stage] = []
+    result = run_export(one, FAKE, server=server, on_stage=seen.append)
+    assert result.failure is None
+    assert result.metrics == METRICS
+    assert result.notes == ("a remark on good",)
+    assert seen == [Stage.LOAD, Stage.EXPORT, Stage.VERIFY, Stage.EVALUATE, Stage.PUBLISH]
+    assert list(result.stages) == [str(stage) for stage in seen]
+    assert sum(result.stages.values()) == pytest.approx(result.seconds, abs=0.05)
+    artifact = result.artifact
+    assert artifact is not None
+    assert (artifact.path, artifact.main_file) == (one.output, "model.ts")
+    assert artifact.sha256 == artifact.files["model.ts"]
+    assert is_intact(artifact.path, artifact.files)
+    assert set(artifact.files) == {"model.ts", "model.json"}  # nothing that only verification needs
+    assert left_behind(one) == [one.output]
+
+
+def test_without_a_dataset_nothing_is_evaluated(job: Callable[..., ExportJob], server: ForkServer) -> None:
+    result = run_export(job("good", dataset=None), FAKE, server=server)
+    assert result.artifact is not None
+    assert result.metrics == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "stage", "said"),
+    [
+        ("crash-1", "worker.crashed", "export", "SIGSEGV"),
+        ("exit-1", "worker.crashed", "export", "exit code 3"),
+        ("raise-1", "export.failed", "export", "ValueError: this checkpoint is strange"),
+        ("unsupported-1", "unsupported.architecture", "export", "META_ARCHITECTURE"),
+        ("verify-crash-1", "worker.crashed", "verify", "SIGSEGV"),
+        ("verify-raise-1", "worker.error", "verify", "this checkpoint is strange"),
+    ],
+)
+def test_a_bad_job_is_a_typed_failure_and_leaves_nothing(
+    job: Callable[..., ExportJob], server: ForkServer, name: str, code: str, stage: str, said: str
+) -> None:
+    one = job(name)
+    result = run_export(one, FAKE, server=server)
+    assert result.artifact is None
+    assert result.failure is not None
+    assert (result.failure.code, result.failure.stage) == (code, stage)
+    assert said in result.failure.message
+    assert "\n" not in result.failure.message
+    assert left_behind(one) == []
+    assert " export\n" in one.log.read_text()
+
+
+@pytest.mark.parametrize(("name", "stage"), [("hang-1", "export"), ("verify-hang-1", "verify")])
+def test_a_hang_ends_at_the_jobs_deadline(
+    job: Callable[..., ExportJob], server: ForkServer, name: str, stage: str
+) -> None:
+    result = run_export(job(name, timeout=0.7), FAKE, server=server)
+    assert result.failure is not None
+    assert (result.failure.code, result.failure.stage) == ("resource.timeout", stage)
+    assert "0.7 s" in result.failure.message
+    assert result.failure.retryable
+
+
+def test_the_deadline_is_for_all_stages_together(job: Callable[..., ExportJob], server: ForkServer) -> None:
+    assert run_export(job("sleep-0.5", timeout=30.0), FAKE, server=server).failure is None
+    result = run_export(job("sleep-0.5", timeout=0.4), FAKE, server=server)
+    assert result.failure is not None
+    assert result.failure.code == "resource.timeout"
+
+
+def test_a_failed_job_leaves_the_earlier_artifact(job: Callable[..., ExportJob], server: ForkServer) -> None:
+    first = run_export(job("good"), FAKE, server=server)
+    assert first.artifact is not None
+    crashing = job("verify-crash-1", output=first.artifact.path)
+    assert run_export(crashing, FAKE, server=server).failure is not None
+    assert is_intact(first.artifact.path, first.artifact.files)
+
+
+def test_an_output_that_cannot_be_written_is_named(
+    job: Callable[..., ExportJob], server: ForkServer, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    result = run_export(job("good", output=tmp_path / "file" / "good" / "x"), FAKE, server=server)
+    assert result.failure is not None
+    assert result.failure.code == "resource.disk"
+    assert str(tmp_path / "file") in result.failure.message
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("name", ["fill-1", "swallow-1", "verify-fill-1"])
+def test_a_full_disk_is_told_from_other_errors(
+    job: Callable[..., ExportJob], server: ForkServer, small_disk: Path, name: str
+) -> None:
+    one = job(name, output=small_disk / name / "torchscript-trace")
+    result = run_export(one, FAKE, server=server)
+    assert result.failure is not None
+    assert result.failure.code == "resource.disk"
+    assert str(small_disk) in result.failure.message
+    assert left_behind(one) == []
+
+
+def test_a_baseline_is_measured_or_fails_typed(server: ForkServer, tmp_path: Path) -> None:
+    def baseline(name: str) -> BaselineJob:
+        checkpoint = CheckpointSource(name, Path("/c.yaml"), Path("/w.pth"))
+        return BaselineJob("k", checkpoint, DATASET, tmp_path / "b.log", timeout=0.7)
+
+    assert run_baseline(baseline("good"), FAKE, server=server).metrics == METRICS
+    for name, code in (("baseline-crash", "worker.crashed"), ("baseline-hang", "resource.timeout")):
+        result = run_baseline(baseline(name), FAKE, server=server)
+        assert result.failure is not None
+        assert result.failure.code == code
+
+
+def test_a_function_that_is_not_there_is_a_failure_of_the_job(
+    job: Callable[..., ExportJob], server: ForkServer
+) -> None:
+    stages = type(FAKE)(export="zooport.tests.fake_stages:absent")
+    result = run_export(job("good"), stages, server=server)
+    assert result.failure is not None
+    assert result.failure.code in {"worker.error", "export.failed"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["faster_rcnn_fpn"])
+def test_a_real_checkpoint_goes_all_the_way(tmp_path: Path, name: str) -> None:
+    (weights,) = (demo.ZOO / name).glob("model_final.*")
+    annotations = demo.ZOO / "data" / "annotations" / "instances_val.json"
+    dataset = DatasetSource("shapes", annotations, demo.ZOO / "data" / "val", limit=4)
+    checkpoint = CheckpointSource(name, demo.ZOO / name / "config.yaml", weights)
+    log = tmp_path / "log"
+    server = ForkServer()
+    export = ExportJob("r.1", "k", checkpoint, "torchscript-trace", tmp_path / "a", log, dataset=dataset)
+    result: ExportResult = run_export(export, server=server)
+    baseline = run_baseline(BaselineJob("k", checkpoint, dataset, log), server=server)
+    server.close()
+    assert result.failure is None, log.read_text()
+    assert result.metrics["bbox/AP"] == pytest.approx(baseline.metrics["bbox/AP"], abs=0.01)
