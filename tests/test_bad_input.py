@@ -19,7 +19,7 @@ from zooport.jobs.registry import open_registry
 from zooport.jobs.registry.records import ExportFilter, ExportRow
 from zooport.jobs.runner import RunSettings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
 MODEL = demo.ZOO / "retinanet_fpn"
 OTHER = demo.ZOO / "faster_rcnn_fpn"
 DATA = demo.ZOO / "data"

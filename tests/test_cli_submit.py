@@ -191,6 +191,8 @@ from zooport.jobs import submission
 from zooport.jobs.hosts import HostSettings
 from zooport.jobs.runner import RunSettings
 from zooport.tests.fake_stages import FAKE
+
+pytestmark = pytest.mark.alone
 hosts = HostSettings("", FAKE, preload=())
 settings = RunSettings({address!r}, workers={workers})
 request = submission.Request("registry.db", settings, hosts=hosts)

@@ -17,6 +17,8 @@ from zooport.export_core.failures import Failure
 from zooport.jobs.demo import next_steps, run_demo
 from zooport.jobs.manifest import load_manifest
 
+pytestmark = pytest.mark.alone
+
 RunZooport = Callable[..., CompletedProcess[str]]
 MODELS = sorted(path.parent.name for path in demo.ZOO.glob("*/config.yaml"))
 

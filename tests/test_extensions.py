@@ -373,6 +373,8 @@ from zooport.export_core.modeling.registry import (
 )
 from zooport.export_core.modeling.roi_heads.standard import StandardROIHeads
 
+pytestmark = pytest.mark.alone
+
 
 class Neck(nn.Module):
     def __init__(self, bottom_up: nn.Module) -> None:

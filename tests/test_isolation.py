@@ -256,6 +256,8 @@ import sys
 from pathlib import Path
 from zooport.export_core.isolation import ForkServer, run_isolated
 from zooport.tests.isolated_functions import mark_and_hang
+
+pytestmark = pytest.mark.alone
 server = ForkServer(Path(sys.argv[1]), preload=())
 run_isolated(mark_and_hang, sys.argv[2], timeout=None, log=Path(sys.argv[3]), server=server)
 """

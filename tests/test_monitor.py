@@ -341,6 +341,8 @@ from zooport.jobs import submission
 from zooport.jobs.hosts import HostSettings
 from zooport.jobs.runner import RunSettings
 from zooport.tests.fake_stages import FAKE
+
+pytestmark = pytest.mark.alone
 request = submission.Request("zooport.db", RunSettings(workers=2), hosts=HostSettings("", FAKE, preload=()))
 raise SystemExit(submission.submit(Path("zoo.yaml"), request))
 """

@@ -15,6 +15,8 @@ import pytest
 
 from zooport.export_core import formats
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parents[1]
 NOT_SHIPPED = {"benchmarks", "build", "dist", "docs", "examples", "tests"}
 DEMO_MODELS = {

@@ -279,6 +279,8 @@ from zooport.jobs import submission
 from zooport.jobs.hosts import HostSettings
 from zooport.jobs.runner import RunSettings
 from zooport.tests.fake_stages import FAKE
+
+pytestmark = pytest.mark.alone
 request = submission.Request(sys.argv[1], RunSettings(workers=2), hosts=HostSettings("", FAKE, preload=()))
 raise SystemExit(submission.submit(Path(sys.argv[2]), request))
 """

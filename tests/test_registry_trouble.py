@@ -23,6 +23,8 @@ from zooport.jobs.runner import RunSettings
 from zooport.tests.fake_stages import FAKE
 from zooport.tests.registry_support import begin, fail, run_of, succeed
 
+pytestmark = pytest.mark.alone
+
 
 class Clock:
     """A clock that a test sets; every look takes a millisecond."""

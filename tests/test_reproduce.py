@@ -22,6 +22,8 @@ from zooport.jobs.single import Order
 from zooport.jobs.values import ExportJob
 from zooport.tests.registry_support import begin, fail, make_job, run_of, succeed
 
+pytestmark = pytest.mark.alone
+
 ODD = ExportJob(
     id="r-1.1",
     key="k",

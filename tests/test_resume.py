@@ -30,7 +30,7 @@ from zooport.tests.fake_stages import FAKE
 REQUEST = Request("registry.db", hosts=HostSettings("", FAKE, preload=()), settings=RunSettings(workers=4))
 MODELS = ("good-1", "good-2", "good-3", "raise-1", "unsupported-1")
 
-pytestmark = pytest.mark.usefixtures("stay_joined")
+pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("stay_joined")]
 
 
 class DriverDied(BaseException):

@@ -100,7 +100,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-pytestmark = pytest.mark.usefixtures("stay_joined")
+pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("stay_joined")]
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -18,6 +18,8 @@ from zooport.jobs.values import BaselineJob, ExportJob, ExportResult
 from zooport.jobs.worker import run_baseline, run_export
 from zooport.tests.fake_stages import FAKE, METRICS
 
+pytestmark = pytest.mark.alone
+
 DATASET = DatasetSource("shapes", Path("/data/val.json"), Path("/data/val"))
 
 
