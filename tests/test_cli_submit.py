@@ -32,6 +32,8 @@ from zooport.jobs.single import Order, export_one
 from zooport.jobs.submission import Request
 from zooport.tests.fake_stages import FAKE, METRICS
 
+pytestmark = pytest.mark.alone
+
 REQUEST = Request("registry.db", hosts=HostSettings("", FAKE, preload=()), settings=RunSettings(workers=4))
 
 
@@ -192,7 +194,6 @@ from zooport.jobs.hosts import HostSettings
 from zooport.jobs.runner import RunSettings
 from zooport.tests.fake_stages import FAKE
 
-pytestmark = pytest.mark.alone
 hosts = HostSettings("", FAKE, preload=())
 settings = RunSettings({address!r}, workers={workers})
 request = submission.Request("registry.db", settings, hosts=hosts)

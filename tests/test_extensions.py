@@ -26,6 +26,8 @@ from zooport.jobs.registry import open_registry
 from zooport.jobs.registry.records import ExportFilter
 from zooport.jobs.values import ExportTarget
 
+pytestmark = pytest.mark.alone
+
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "custom_backbone"
 POCKETNET = str(EXAMPLE / "pocketnet")
 
@@ -372,8 +374,6 @@ from zooport.export_core.modeling.registry import (
     BACKBONES, BOX_HEADS, MASK_HEADS, META_ARCHITECTURES, ROI_HEADS, RPN_HEADS
 )
 from zooport.export_core.modeling.roi_heads.standard import StandardROIHeads
-
-pytestmark = pytest.mark.alone
 
 
 class Neck(nn.Module):

@@ -19,6 +19,8 @@ from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.isolation import Cancellation, ForkServer, run_isolated
 from zooport.tests import isolated_functions as functions
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ForkServer]:
@@ -257,7 +259,6 @@ from pathlib import Path
 from zooport.export_core.isolation import ForkServer, run_isolated
 from zooport.tests.isolated_functions import mark_and_hang
 
-pytestmark = pytest.mark.alone
 server = ForkServer(Path(sys.argv[1]), preload=())
 run_isolated(mark_and_hang, sys.argv[2], timeout=None, log=Path(sys.argv[3]), server=server)
 """

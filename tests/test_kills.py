@@ -24,6 +24,8 @@ from zooport import cli
 from zooport.jobs.registry import open_registry
 from zooport.jobs.registry.records import ExportFilter
 
+pytestmark = pytest.mark.alone
+
 KILLS = int(os.environ.get("ZOOPORT_KILLS", "10"))
 SEED = int(os.environ.get("ZOOPORT_KILLS_SEED", "0")) or random.randrange(1, 10**6)
 JOBS = 60
@@ -36,7 +38,6 @@ from zooport.jobs.hosts import HostSettings
 from zooport.jobs.runner import RunSettings
 from zooport.tests.fake_stages import FAKE
 
-pytestmark = pytest.mark.alone
 request = submission.Request("registry.db", RunSettings(workers=2), hosts=HostSettings("", FAKE, preload=()))
 if sys.argv[1] == "submit":
     raise SystemExit(submission.submit(Path("zoo.yaml"), request))

@@ -29,6 +29,8 @@ from zooport.jobs.status_page import status_page
 from zooport.tests.fake_stages import FAKE
 from zooport.tests.registry_support import begin, fail, python, run_of, succeed, wait_for_line
 
+pytestmark = pytest.mark.alone
+
 #: A driver that begins a run, does nothing, and waits to be told to go on, or for a signal.
 IDLE_DRIVER = """
 import sys
@@ -342,7 +344,6 @@ from zooport.jobs.hosts import HostSettings
 from zooport.jobs.runner import RunSettings
 from zooport.tests.fake_stages import FAKE
 
-pytestmark = pytest.mark.alone
 request = submission.Request("zooport.db", RunSettings(workers=2), hosts=HostSettings("", FAKE, preload=()))
 raise SystemExit(submission.submit(Path("zoo.yaml"), request))
 """

@@ -29,6 +29,8 @@ from zooport.jobs.values import ExportResult, Status
 from zooport.tests.postgres_server import Server, running
 from zooport.tests.registry_support import begin, fail, python, run_of, succeed, wait_for_line
 
+pytestmark = pytest.mark.alone
+
 MAKER = """
 import sys
 from zooport.jobs.registry import open_registry
@@ -280,7 +282,6 @@ from zooport.jobs.hosts import HostSettings
 from zooport.jobs.runner import RunSettings
 from zooport.tests.fake_stages import FAKE
 
-pytestmark = pytest.mark.alone
 request = submission.Request(sys.argv[1], RunSettings(workers=2), hosts=HostSettings("", FAKE, preload=()))
 raise SystemExit(submission.submit(Path(sys.argv[2]), request))
 """
