@@ -1,4 +1,4 @@
-"""How long building a model from a cached config and weights takes, against reading the file and copying it.
+"""How long building a model from a cached config and weights takes, against reading and copying the file.
 
 Reading is what no program can save: the whole file into memory, from the page cache; copying is the one that
 gives a model weights of its own. Building is everything that zooport does beside it: the skeleton, the

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from zooport.export_core.checkpoints import read_weights
 from zooport.export_core.config import load_config
 from zooport.export_core.evaluation import read_image
 from zooport.export_core.failures import Failure, Stage
+from zooport.export_core.formats import torchscript_runtime
 from zooport.export_core.modeling.build import load_model
 from zooport.tests.artifact_processes import SCRIPT, TRACE, arrays
 from zooport.tests.official_zoo import build_for_export, inputs_of
@@ -215,6 +218,21 @@ def test_a_disk_that_refuses_is_a_typed_failure(tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"missing.*model\.ts") as caught:
         export(MASK, SCRIPT, tmp_path / "missing")
     assert (caught.value.code, caught.value.stage) == ("resource.disk", Stage.EXPORT)
+
+
+def test_a_disk_that_is_too_small_ends_no_process(tmp_path: Path) -> None:
+    module = torch.jit.script(torch.nn.Linear(1000, 1000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(Failure, match=r"cannot write .*model\.ts") as caught:
+            torchscript_runtime.save(module, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.code == "resource.disk"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("format_", [TRACE, SCRIPT])

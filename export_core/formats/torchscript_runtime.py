@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats.torchscript_errors import is_library, is_ours, unknown_operator
 
 MAIN_FILE = "model.ts"
+_CODE_BYTES = 1 << 20  # about what a file holds besides weights
 
 
 @contextmanager
@@ -53,15 +55,22 @@ def noting_decisions() -> Iterator[list[str]]:
 def save(module: Any, directory: Path) -> None:
     """Write ``model.ts``.
 
+    torch ends the process when its file cannot grow, so room for the weights is asked for first; a copy of
+    everything in memory, whose writing could fail politely, would be the largest thing an export holds.
+
     Raises:
         Failure: ``resource.disk``.
     """
     path = directory / MAIN_FILE
-    with quiet():
-        data = module.save_to_buffer()
+    tensors = {each.data_ptr(): each.nbytes for each in (*module.parameters(), *module.buffers())}
     try:
-        path.write_bytes(data)
+        with path.open("wb") as file:
+            if tensors:
+                os.posix_fallocate(file.fileno(), 0, sum(tensors.values()) + _CODE_BYTES)
+        with quiet():
+            module.save(str(path))
     except OSError as error:
+        path.unlink(missing_ok=True)
         raise Failure(
             "resource.disk",
             f"cannot write {path}: {error.strerror}",
