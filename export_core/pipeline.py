@@ -17,6 +17,7 @@ import numpy as np
 from zooport.export_core import extensions, formats
 from zooport.export_core.config import Config, load_config
 from zooport.export_core.description import describe_model, read_description, write_description
+from zooport.export_core.evaluation import open_image_cache
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats.base import AnyPredictor, Array, as_arrays
 from zooport.export_core.samples import Sample, find_samples, made_up_inputs
@@ -79,12 +80,15 @@ def _export(
     config = load_config(checkpoint.config, checkpoint.overrides)
     exporter.requires(config, options)
     loaded_dataset = _load_dataset(dataset, config)
-    model, digest, weights_notes = _load_model(checkpoint, config)
+    model, digest, weights_notes = load_checkpoint(checkpoint, config)
     predictor = eager_predictor(model)
     report(Stage.EXPORT)
-    extra_inputs = _extra_inputs(model)
-    samples, sample_notes = find_samples(predictor, config, loaded_dataset, sample_image, extra_inputs)
+    extra_inputs = extra_inputs_of(model)
+    cache = None if loaded_dataset is None else open_image_cache(loaded_dataset, config)
+    samples, sample_notes = find_samples(predictor, config, loaded_dataset, sample_image, extra_inputs, cache)
     notes = [*config.notes, *weights_notes, *sample_notes]
+    if cache is not None and cache.remark:
+        notes.append(cache.remark)
     if extra_inputs and dataset is not None:
         notes.append(f"{', '.join(extra_inputs)} were made up: metrics compare the model with itself only")
     fields = sorted(samples[0].outputs)
@@ -112,7 +116,7 @@ def verify_stage(staging: Path, dataset: DatasetSource | None, report: Report) -
     report(Stage.VERIFY)
     description = read_description(staging)
     exporter = formats.get(description["format"])
-    config, fields, samples = _take_over(staging)
+    config, fields, samples = take_over(staging)
     predictor = exporter.load(staging, fields, description["options"])
     try:
         deviations = verify(predictor, samples, exporter.info.tolerance)
@@ -143,9 +147,9 @@ def evaluate_eager(checkpoint: CheckpointSource, dataset: DatasetSource, report:
     report(Stage.LOAD)
     with extensions.active(checkpoint.imports):
         config = load_config(checkpoint.config, checkpoint.overrides)
-        model, _, _ = _load_model(checkpoint, config)
+        model, _, _ = load_checkpoint(checkpoint, config)
         report(Stage.EVALUATE)
-        return _evaluate(eager_predictor(model), dataset, config, _extra_inputs(model))
+        return _evaluate(eager_predictor(model), dataset, config, extra_inputs_of(model))
 
 
 def eager_predictor(model: nn.Module) -> AnyPredictor:
@@ -160,12 +164,26 @@ def eager_predictor(model: nn.Module) -> AnyPredictor:
     return predict
 
 
-def _extra_inputs(model: nn.Module) -> tuple[str, ...]:
+def predictor_of_images(predictor: AnyPredictor, extra_inputs: tuple[str, ...]) -> AnyPredictor:
+    """Return a predictor that takes an image alone; values of the model's further inputs are made up."""
+
+    def predict(image: Array) -> dict[str, Array]:
+        return predictor(image, **made_up_inputs(image, extra_inputs))
+
+    return predict
+
+
+def extra_inputs_of(model: nn.Module) -> tuple[str, ...]:
     """Return the names of what the model takes besides the image."""
     return tuple(getattr(model, "extra_inputs", ()))
 
 
-def _load_model(checkpoint: CheckpointSource, config: Config) -> tuple[nn.Module, str, list[str]]:
+def load_checkpoint(checkpoint: CheckpointSource, config: Config) -> tuple[nn.Module, str, list[str]]:
+    """Return the model with its weights, the sha256 of the weights file, and remarks for the user.
+
+    Raises:
+        Failure: ``checkpoint.*``, ``unsupported.*``, ``config.invalid``.
+    """
     from zooport.export_core.checkpoints import file_digest, read_weights
     from zooport.export_core.modeling.build import build_skeleton, load_model
 
@@ -191,10 +209,9 @@ def _evaluate(
 ) -> dict[str, float]:
     from zooport.export_core.evaluation import evaluate, load_dataset
 
-    def predict(image: Array) -> dict[str, Array]:
-        return predictor(image, **made_up_inputs(image, extra_inputs))
-
-    return evaluate(predict, load_dataset(dataset), config)
+    loaded = load_dataset(dataset)
+    predict = predictor_of_images(predictor, extra_inputs)
+    return evaluate(predict, loaded, config, cache=open_image_cache(loaded, config))
 
 
 def _convert(
@@ -237,7 +254,8 @@ def _hand_over(staging: Path, config: Config, fields: list[str], samples: list[S
     np.savez(folder / "samples.npz", **arrays)
 
 
-def _take_over(staging: Path) -> tuple[Config, list[str], list[Sample]]:
+def take_over(staging: Path) -> tuple[Config, list[str], list[Sample]]:
+    """Return what the export stage left in a staging directory: config, output fields and samples."""
     folder = staging / HANDOVER
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     fields = about["fields"]

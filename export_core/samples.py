@@ -15,7 +15,7 @@ from zooport.export_core.failures import Failure, Stage
 
 if TYPE_CHECKING:
     from zooport.export_core.config import Config
-    from zooport.export_core.evaluation import Dataset
+    from zooport.export_core.evaluation import Dataset, ImageCache
     from zooport.export_core.formats.base import AnyPredictor
 
 Image = npt.NDArray[np.float32]
@@ -61,6 +61,7 @@ def find_samples(
     dataset: Dataset | None,
     sample_image: Path | None,
     extra_inputs: tuple[str, ...] = (),
+    cache: ImageCache | None = None,
 ) -> tuple[list[Sample], list[str]]:
     """Run the eager model on candidates until there are samples of every kind.
 
@@ -70,6 +71,7 @@ def find_samples(
         dataset: where images come from when no ``sample_image`` is given.
         sample_image: a file to use instead.
         extra_inputs: what the model takes besides the image; values are made up.
+        cache: of the dataset's resized images.
 
     Returns:
         Two samples of different sizes with detections, then one without if there is any; and remarks for
@@ -79,7 +81,7 @@ def find_samples(
         Failure: ``sample.no_detections`` when no candidate has any detection.
     """
     samples: list[Sample] = []
-    for name, image in _candidates(config, dataset, sample_image):
+    for name, image in _candidates(config, dataset, sample_image, cache):
         if samples and image.shape == samples[0].image.shape:
             continue
         sample = run_sample(predictor, name, image, extra_inputs)
@@ -139,10 +141,10 @@ MADE_UP_INPUTS = {"proposal_boxes": grid_boxes}
 
 
 def _candidates(
-    config: Config, dataset: Dataset | None, sample_image: Path | None
+    config: Config, dataset: Dataset | None, sample_image: Path | None, cache: ImageCache | None
 ) -> Iterator[tuple[str, Image]]:
     first: list[tuple[str, Image]] = []
-    for candidate in _originals(config, dataset, sample_image):
+    for candidate in _originals(config, dataset, sample_image, cache):
         first = [*first, candidate][:FIRST_SCALED]
         yield candidate
     for name, image in first:
@@ -151,7 +153,7 @@ def _candidates(
 
 
 def _originals(
-    config: Config, dataset: Dataset | None, sample_image: Path | None
+    config: Config, dataset: Dataset | None, sample_image: Path | None, cache: ImageCache | None
 ) -> Iterator[tuple[str, Image]]:
     if sample_image is not None:
         pixels = read_image(sample_image, config.INPUT.FORMAT)
@@ -159,7 +161,7 @@ def _originals(
         yield sample_image.name, np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32)
     elif dataset is not None:
         for entry in dataset.images[:IMAGES_TRIED]:
-            yield entry.file_name, load_network_input(entry, config)[0]
+            yield entry.file_name, load_network_input(entry, config, cache)[0]
     else:
         yield "a synthetic picture", synthetic_picture(config)
 

@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
+from zooport.export_core import remote_artifacts
 from zooport.export_core.artifacts import file_sha256
-from zooport.export_core.checkpoints.fetch import cache_root
+from zooport.export_core.cache import cache_root
+from zooport.export_core.places import Place, RemotePath
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)",
@@ -44,9 +46,9 @@ class DigestCache:
         self._lock = threading.Lock()
         self._load()
 
-    def file(self, path: Path) -> str:
+    def file(self, path: Place) -> str:
         """Return the sha256 (hex) of a file's content; OSError when it cannot be read."""
-        name = os.fspath(path)
+        name = str(path)
         stamp, is_fresh = _stamp(path)
         found = self._new.get(name) or self._known.get(name)
         if found is not None and found[0] == stamp:
@@ -116,8 +118,11 @@ class DigestCache:
                 self._known_derived[name] = (stamps, value)
 
 
-def _stamp(path: Path) -> tuple[str, bool]:
+def _stamp(path: Place) -> tuple[str, bool]:
     """Return what changes when a file does, and whether it changed just now; OSError if it is not there."""
+    if isinstance(path, RemotePath):
+        told = remote_artifacts.stamp(path)
+        return told, not told
     status = path.stat()
     stamp = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}:{status.st_dev}"
     return stamp, time.time() - max(status.st_mtime, status.st_ctime) <= _FRESH

@@ -16,8 +16,9 @@ from typing import ClassVar
 
 import pytest
 
+from zooport.export_core.cache import cache_root
 from zooport.export_core.checkpoints import remote
-from zooport.export_core.checkpoints.fetch import address_of, cache_path, cache_root, fetch
+from zooport.export_core.checkpoints.fetch import address_of, cache_path, fetch
 from zooport.export_core.checkpoints.remote import TransferError
 from zooport.export_core.failures import Failure
 

@@ -225,7 +225,7 @@ def test_a_consumer_with_torch_alone_gets_the_same_detections(
 
 def eager(checkpoint: CheckpointSource) -> Any:
     config = load_config(checkpoint.config, checkpoint.overrides)
-    return pipeline.eager_predictor(pipeline._load_model(checkpoint, config)[0])
+    return pipeline.eager_predictor(pipeline.load_checkpoint(checkpoint, config)[0])
 
 
 def test_other_weights_are_a_mismatch_that_says_where_and_by_how_much(staging: Path) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from zooport.export_core.cache import cache_root
 from zooport.export_core.checkpoints.remote import Progress, TransferError, download
 from zooport.export_core.failures import Failure
 
@@ -31,14 +32,6 @@ _NAMED_BY_MD5 = re.compile(r"model_(?:final|\d{7})_([0-9a-f]{6})\.pkl")
 def is_url(text: str) -> bool:
     """Return whether ``text`` is an address rather than a path."""
     return "://" in text
-
-
-def cache_root() -> Path:
-    """Return the cache directory: ZOOPORT_CACHE, else ``zooport`` in the user's cache directory."""
-    named = os.environ.get("ZOOPORT_CACHE")
-    if named:
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zooport"
 
 
 def cache_path(url: str, cache_dir: Path | None = None) -> Path:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zooport.export_core.evaluation.datasets import Dataset, DatasetImage, load_dataset
     from zooport.export_core.evaluation.deltas import MetricDelta, compare, judge, remarks
+    from zooport.export_core.evaluation.image_cache import ImageCache, open_image_cache
     from zooport.export_core.evaluation.images import read_image, resize_shortest_edge
     from zooport.export_core.evaluation.predict import (
         Predictor,
@@ -26,6 +27,7 @@ _MODULES = {
     "datasets": ("Dataset", "DatasetImage", "load_dataset"),
     "deltas": ("MetricDelta", "compare", "judge", "remarks"),
     "predict": ("Predictor", "compute_metrics", "evaluate", "load_network_input", "predict_images"),
+    "image_cache": ("ImageCache", "open_image_cache"),
     "images": ("read_image", "resize_shortest_edge"),
     "tasks": ("TASKS", "ImagePrediction", "Task", "register", "select_tasks"),
 }
@@ -35,6 +37,7 @@ __all__ = [
     "TASKS",
     "Dataset",
     "DatasetImage",
+    "ImageCache",
     "ImagePrediction",
     "MetricDelta",
     "Predictor",
@@ -45,6 +48,7 @@ __all__ = [
     "judge",
     "load_dataset",
     "load_network_input",
+    "open_image_cache",
     "predict_images",
     "read_image",
     "register",

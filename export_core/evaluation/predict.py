@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from zooport.export_core.evaluation.coco_metrics import BoxAP, MaskAP
 from zooport.export_core.evaluation.datasets import Dataset, DatasetImage
+from zooport.export_core.evaluation.image_cache import ImageCache
 from zooport.export_core.evaluation.images import read_image, require_format, resize_shortest_edge
 from zooport.export_core.evaluation.keypoint_metrics import KeypointAP
 from zooport.export_core.evaluation.outputs import check_outputs
@@ -51,7 +52,11 @@ class Predictor(Protocol):
 
 
 def evaluate(
-    predictor: Predictor, dataset: Dataset, config: Any, progress: Progress | None = None
+    predictor: Predictor,
+    dataset: Dataset,
+    config: Any,
+    progress: Progress | None = None,
+    cache: ImageCache | None = None,
 ) -> dict[str, float]:
     """Measure a model on a dataset.
 
@@ -60,6 +65,7 @@ def evaluate(
         dataset: checked annotations and images.
         config: the model's merged detectron2 config.
         progress: called with (images done, images in all) after each image.
+        cache: of resized images, as :func:`open_image_cache` returns it; None decodes every image.
 
     Returns:
         Metrics by "<task>/<metric>" in points (0-100): {"bbox/AP": 43.9, "bbox/AP-person": ...}. A metric
@@ -70,7 +76,7 @@ def evaluate(
             ``accuracy.nonfinite``: an output holds NaN or infinity; ``artifact.mismatch``: an output is
             missing or has a wrong shape.
     """
-    predictions = predict_images(predictor, dataset, config, progress=progress)
+    predictions = predict_images(predictor, dataset, config, progress=progress, cache=cache)
     return compute_metrics(predictions, dataset, config)
 
 
@@ -80,6 +86,7 @@ def predict_images(
     config: Any,
     images: Sequence[DatasetImage] | None = None,
     progress: Progress | None = None,
+    cache: ImageCache | None = None,
 ) -> list[ImagePrediction]:
     """Run the model over images of a dataset, all or a part, and collect what the metrics need.
 
@@ -93,7 +100,8 @@ def predict_images(
     todo = dataset.images if images is None else images
     predictions = []
     for done, image in enumerate(todo, start=1):
-        predictions.append(_predict(predictor, image, dataset, config, tasks))
+        network_input = load_network_input(image, config, cache)
+        predictions.append(_predict(predictor, image, network_input, dataset, config, tasks))
         if progress is not None:
             progress(done, len(todo))
     return predictions
@@ -132,7 +140,9 @@ def compute_metrics(
     return metrics
 
 
-def load_network_input(image: DatasetImage, config: Any) -> tuple[npt.NDArray[np.float32], tuple[int, int]]:
+def load_network_input(
+    image: DatasetImage, config: Any, cache: ImageCache | None = None
+) -> tuple[npt.NDArray[np.float32], tuple[int, int]]:
     """Read and resize one image as the config says.
 
     Returns:
@@ -141,6 +151,18 @@ def load_network_input(image: DatasetImage, config: Any) -> tuple[npt.NDArray[np
     Raises:
         Failure: ``dataset.invalid`` naming the file: unreadable, or of another size than the annotations say.
     """
+    key = None if cache is None else cache.key(image.path, (image.height, image.width))
+    planes = None if cache is None or key is None else cache.load(key)
+    if planes is None:
+        planes = _resized_planes(image, config)
+        # A file that was replaced meanwhile would be kept under the name of the one before.
+        if cache is not None and key is not None and cache.key(image.path, key.size) == key:
+            cache.keep(key, planes)
+    return np.ascontiguousarray(planes, dtype=np.float32), (planes.shape[1], planes.shape[2])
+
+
+def _resized_planes(image: DatasetImage, config: Any) -> npt.NDArray[np.uint8]:
+    """Return the image resized, uint8 (C, H, W)."""
     pixels = read_image(image.path, setting(config, "INPUT.FORMAT"))
     if pixels.shape[:2] != (image.height, image.width):
         raise Failure(
@@ -154,14 +176,18 @@ def load_network_input(image: DatasetImage, config: Any) -> tuple[npt.NDArray[np
         resized = resize_shortest_edge(pixels, *limits)
     except Failure as failure:
         raise Failure(failure.code, f"image {image.path}: {failure.message}") from failure
-    planes = np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32)
-    return planes, (resized.shape[0], resized.shape[1])
+    return resized.transpose(2, 0, 1)
 
 
 def _predict(
-    predictor: Predictor, image: DatasetImage, dataset: Dataset, config: Any, tasks: Sequence[Task]
+    predictor: Predictor,
+    image: DatasetImage,
+    network_input: tuple[npt.NDArray[np.float32], tuple[int, int]],
+    dataset: Dataset,
+    config: Any,
+    tasks: Sequence[Task],
 ) -> ImagePrediction:
-    planes, size = load_network_input(image, config)
+    planes, size = network_input
     outputs = predictor(planes)
     for task in tasks:
         for name in task.outputs:
