@@ -279,8 +279,12 @@ def submit(
     workers: JobsOption = None,
     timeout: TimeoutOption = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="DIR", help="Where artifacts go. Default: as the manifest says."),
+        str | None,
+        typer.Option(
+            "--output",
+            metavar="DIR|URL",
+            help="Where artifacts go: a folder, or s3://bucket/zoo say. Default: as the manifest says.",
+        ),
     ] = None,
     dry_run: DryRunOption = False,
     fail_fast: FailFastOption = False,
@@ -369,7 +373,9 @@ def export(
     config: Annotated[Path, typer.Option("--config-file", help="A detectron2 config.")],
     weights: Annotated[str, typer.Option(help="Its weights: a file or an address.")],
     export_format: Annotated[str, typer.Option("--format", help="See: zooport formats.")],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Directory of the artifact.")],
+    output: Annotated[
+        str, typer.Option("--output", metavar="DIR|URL", help="Directory of the artifact, or its address.")
+    ],
     sample_image: Annotated[
         Path | None, typer.Option(help="An image with objects to try the export on.")
     ] = None,

@@ -1,6 +1,7 @@
 """Where artifacts are written: beside their final place, flushed, then renamed into it.
 
-A reader sees the old artifact or the new one, whole. What is not published leaves nothing behind.
+A reader sees the old artifact or the new one, whole. What is not published leaves nothing behind. An artifact
+that goes to an address is made in a directory of this machine, and published as remote_artifacts.py says.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ import hashlib
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from zooport.export_core import remote_artifacts as remote
 from zooport.export_core.diagnosis import disk_failure
 from zooport.export_core.failures import Failure, Stage
+from zooport.export_core.places import Place, RemotePath
 
-DESCRIPTION = "model.json"
+DESCRIPTION = remote.DESCRIPTION
 """The file that every artifact has; a directory without it is not taken for one."""
 
 STAGING = ".staging"
@@ -42,8 +47,10 @@ class Published:
 
 
 @contextmanager
-def staged(final: Path, token: str) -> Iterator[Path]:
+def staged(final: Place, token: str) -> Iterator[Path]:
     """Make an empty directory on the file system of ``final``; what is left of it is removed at the end.
+
+    For an address it is a directory of this machine.
 
     Args:
         final: the artifact's directory; its parents are made.
@@ -66,17 +73,34 @@ def staged(final: Path, token: str) -> Iterator[Path]:
         discard(final, token)
 
 
-def staging_path(final: Path, token: str) -> Path:
+def staging_path(final: Place, token: str) -> Path:
     """Return the hidden directory in which an artifact is made."""
-    return final.parent / f".{final.name}.{token}{STAGING}"
+    if isinstance(final, RemotePath):
+        known = hashlib.sha256(str(final).encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"zooport-{os.getuid()}-{token}-{known}{STAGING}"
+    return final.parent / _staging_name(final, token)
 
 
-def discard(final: Path, token: str) -> None:
+def staging_prefix(final: RemotePath, token: str) -> RemotePath:
+    """Return the hidden address to which an artifact is uploaded before it is revealed."""
+    return final.parent / _staging_name(final, token)
+
+
+def _staging_name(final: Place, token: str) -> str:
+    return f".{final.name}.{token}{STAGING}"
+
+
+def discard(final: Place, token: str) -> None:
     """Remove what an attempt that was killed has left behind.
 
     Its directory gets another name first: a process that still works on it can publish nothing any more.
     """
     staging = staging_path(final, token)
+    if isinstance(final, RemotePath):
+        shutil.rmtree(staging, ignore_errors=True)
+        with suppress(OSError, Failure):  # a storage that cannot be reached: zooport gc finds it later
+            remote.remove_tree(staging_prefix(final, token))
+        return
     with suppress(OSError):
         _aside(staging, OLD).rename(final)  # killed between two renames: the earlier artifact comes back
     shutil.rmtree(_aside(staging, OLD), ignore_errors=True)
@@ -90,8 +114,11 @@ def _aside(staging: Path, suffix: str) -> Path:
     return staging.with_name(staging.name + suffix)
 
 
-def check_replaceable(final: Path) -> None:
+def check_replaceable(final: Place) -> None:
     """Raise ``output.occupied`` unless ``final`` is free, an empty directory, or an earlier artifact."""
+    if isinstance(final, RemotePath):
+        remote.check_replaceable(final)
+        return
     if not os.path.lexists(final):
         return
     is_directory = final.is_dir() and not final.is_symlink()
@@ -122,8 +149,7 @@ def publish(staging: Path, final: Path, permit: Callable[[], None] = lambda: Non
     """
     try:
         check_replaceable(final)
-        _drop_hidden(staging)
-        published = measure(staging)
+        published = gather(staging)
         for path in staging.rglob("*"):
             _flush(path)
         _flush(staging)
@@ -138,6 +164,52 @@ def publish(staging: Path, final: Path, permit: Callable[[], None] = lambda: Non
     return published
 
 
+def gather(staging: Path) -> Published:
+    """Drop what only verification needs, and return what is to be published; OSError as :func:`measure`."""
+    for path in list(staging.iterdir()):
+        if path.name.startswith("."):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return measure(staging)
+
+
+def publish_remotely(
+    staging: Path,
+    final: RemotePath,
+    token: str,
+    permit: Callable[[], None] = lambda: None,
+    run: Callable[..., Any] | None = None,
+) -> Published:
+    """Make the staged directory the artifact behind an address; see :mod:`remote_artifacts` for how.
+
+    What is left of an attempt that fails is removed by :func:`discard`.
+
+    Args:
+        staging: as :func:`staged` made it.
+        final: the artifact's address.
+        token: as :func:`staged` was given it.
+        permit: called when everything is uploaded; raises if nothing may be published any more.
+        run: calls a function named "package.module:name" in a disposable process, so that a storage that
+            hangs keeps nobody; None calls it here.
+
+    Raises:
+        Failure: ``resource.disk`` with the address; ``output.occupied``; what ``permit`` or ``run`` raise.
+    """
+    try:
+        published = gather(staging)
+    except OSError as error:
+        raise disk_failure(error, Stage.PUBLISH, staging) from None
+    prefix = staging_prefix(final, token)
+    call = run or _call
+    call(f"{remote.__name__}:upload", staging, prefix, published.files)
+    permit()
+    call(f"{remote.__name__}:reveal", prefix, final, published.files)
+    return published
+
+
+def _call(function: str, *args: object) -> None:
+    getattr(remote, function.rpartition(":")[2])(*args)
+
+
 def measure(directory: Path) -> Published:
     """Return the digests and the size of all files below a directory; OSError when one cannot be read."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
@@ -145,13 +217,17 @@ def measure(directory: Path) -> Published:
     return Published(digests, sum(path.stat().st_size for path in files))
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Place) -> str:
     """Return the sha256 of a file in hexadecimal; the file is streamed."""
+    if isinstance(path, RemotePath):
+        return remote.remote_sha256(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_intact(directory: Path, files: Mapping[str, str], digest: Callable[[Path], str] = file_sha256) -> bool:
+def is_intact(
+    directory: Place, files: Mapping[str, str], digest: Callable[[Place], str] = file_sha256
+) -> bool:
     """Whether every file of a published artifact is there with the content it was published with.
 
     Args:
@@ -163,12 +239,6 @@ def is_intact(directory: Path, files: Mapping[str, str], digest: Callable[[Path]
         return bool(files) and all(digest(directory / name) == expected for name, expected in files.items())
     except OSError:
         return False
-
-
-def _drop_hidden(staging: Path) -> None:
-    for path in list(staging.iterdir()):
-        if path.name.startswith("."):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _flush(path: Path) -> None:

@@ -61,6 +61,7 @@ CODES: dict[str, Code] = {
         Code("artifact.unloadable", "a fresh process cannot load the artifact"),
         Code("artifact.mismatch", "the artifact's outputs differ from the eager model's"),
         Code("output.occupied", "something that is not an artifact is where the artifact belongs"),
+        Code("output.unwritable", "artifacts cannot be written to the output, or not from every node"),
         Code("accuracy.drift", "a metric moved by more than the tolerance"),
         Code("accuracy.nonfinite", "a metric or an output is NaN or infinite"),
         Code("dataset.invalid", "annotations or images cannot be used"),

@@ -6,6 +6,7 @@ Only directories that are provably zooport's are ever reported as left over: an 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,7 +21,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zooport.export_core import remote_artifacts as remote
 from zooport.export_core.artifacts import DESCRIPTION, GONE, OLD, STAGING, file_sha256
+from zooport.export_core.places import Place, RemotePath
 from zooport.jobs.plan import LOGS
 from zooport.jobs.registry.records import Inventory, StoredArtifact
 
@@ -33,6 +36,7 @@ _STAGED = re.compile(
     rf"{re.escape(STAGING)}({re.escape(OLD)}|{re.escape(GONE)})?"
 )
 _ABANDONED = 24 * 3600.0  # seconds after which unfinished work of an unknown owner is taken for left over
+_Identity = tuple[int, int] | RemotePath
 _DESCRIPTION_LIMIT = 16 << 20  # bytes; a larger model.json is not ours
 
 
@@ -57,7 +61,7 @@ class Finding:
     """One directory and how it stands; export, model and format are empty where no row names it."""
 
     state: State
-    path: Path
+    path: Place
     model: str = ""
     format: str = ""
     export: str = ""
@@ -105,7 +109,7 @@ def check_artifacts(
 def _check(artifact: StoredArtifact) -> Finding | None:
     record = artifact.record
     state, problem = State.INTACT, ""
-    if not record.path.is_dir():
+    if isinstance(record.path, Path) and not record.path.is_dir():
         if not artifact.is_latest:
             return None
         state, problem = State.MISSING, "the directory is not there"
@@ -114,11 +118,13 @@ def _check(artifact: StoredArtifact) -> Finding | None:
             state, problem = _check_file(record.path / name, name, digest)
             if problem:
                 break
+        if state is State.MISSING and isinstance(record.path, RemotePath) and not artifact.is_latest:
+            return None
     names = (artifact.model, artifact.format, artifact.export)
     return Finding(state, record.path, *names, problem, record.size)
 
 
-def _check_file(path: Path, name: str, digest: str) -> tuple[State, str]:
+def _check_file(path: Place, name: str, digest: str) -> tuple[State, str]:
     try:
         same = file_sha256(path) == digest
     except (FileNotFoundError, NotADirectoryError):
@@ -147,7 +153,7 @@ class _Search:
 
     def leftovers(self) -> Iterator[Finding]:
         """Yield what nobody names and nobody works on."""
-        seen: set[Path] = set()
+        seen: set[Place] = set()
         for root in self._inventory.roots:
             strangers = self._strangers(root.path)
             for path in _below(root.path, root.depth):
@@ -156,12 +162,12 @@ class _Search:
                 if finding is not None:
                     yield finding
 
-    def _strangers(self, root: Path) -> list[str]:
+    def _strangers(self, root: Place) -> list[str]:
         """Return runs of other registries that have written below this directory, by their logs."""
         found = (each.name for each in _below(root / LOGS, 1))
         return sorted(name for name in found if name.startswith("r-") and name not in self._inventory.runs)
 
-    def _judge(self, path: Path, strangers: Sequence[str]) -> Finding | None:
+    def _judge(self, path: Place, strangers: Sequence[str]) -> Finding | None:
         staged = _STAGED.fullmatch(path.name)
         if staged is not None and staged["name"] in self._inventory.formats:
             problem = self._why_stale(path, staged["run"])
@@ -174,18 +180,18 @@ class _Search:
         problem = "no export of the registry names it"
         return Finding(State.ORPHANED, path, problem=problem, bytes=_size(path))
 
-    def _is_needed(self, path: Path) -> bool:
+    def _is_needed(self, path: Place) -> bool:
         inventory = self._inventory
         if self._run is not None and path not in inventory.outputs:
             return True
         return path in inventory.named or path in inventory.busy or _identity(path) in self._identities
 
     @cached_property
-    def _identities(self) -> set[tuple[int, int] | None]:
+    def _identities(self) -> set[_Identity | None]:
         """What names and busy directories are on the disk: one may have several names, through links."""
         return {_identity(path) for path in self._inventory.named | self._inventory.busy} - {None}
 
-    def _why_stale(self, path: Path, run: str | None) -> str:
+    def _why_stale(self, path: Place, run: str | None) -> str:
         """Return why unfinished work is nobody's any more, "" if it may be somebody's."""
         inventory = self._inventory
         if run in inventory.live or self._run not in {None, run}:
@@ -196,7 +202,9 @@ class _Search:
         return "unfinished, untouched for more than a day" if age > _ABANDONED else ""
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: Place) -> _Identity | None:
+    if isinstance(path, RemotePath):
+        return path  # it has no other name
     try:
         status = path.stat()
     except OSError:
@@ -204,8 +212,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _below(folder: Path, depth: int) -> Iterator[Path]:
+def _below(folder: Place, depth: int) -> Iterator[Place]:
     """Yield directories, no links, in and below a folder, down to a depth."""
+    if isinstance(folder, RemotePath):
+        yield from _below_remote(folder, depth)
+        return
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
@@ -217,7 +228,24 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _below(Path(entry.path), depth - 1)
 
 
-def _newest(path: Path) -> float:
+def _below_remote(folder: RemotePath, depth: int) -> Iterator[RemotePath]:
+    try:
+        found = remote.folders(folder)
+    except OSError:
+        return
+    for each in found:
+        yield each
+        if depth > 1 and not each.name.startswith("."):
+            yield from _below_remote(each, depth - 1)
+
+
+def _newest(path: Place) -> float:
+    """Return when something here was last written, now if that cannot be told."""
+    if isinstance(path, RemotePath):
+        with suppress(OSError):
+            moment = remote.usage(path)[1]
+            return time.time() if moment is None else moment
+        return time.time()
     newest = 0.0
     for each in _everything(path):
         with suppress(OSError):
@@ -232,7 +260,11 @@ def _everything(path: Path) -> Iterator[Path]:
             yield Path(folder, name)
 
 
-def _size(path: Path) -> int:
+def _size(path: Place) -> int:
+    if isinstance(path, RemotePath):
+        with suppress(OSError):
+            return remote.usage(path)[0]
+        return 0
     total = 0
     for each in _everything(path):
         with suppress(OSError):
@@ -240,26 +272,31 @@ def _size(path: Path) -> int:
     return total
 
 
-def _is_artifact(path: Path) -> bool:
+def _is_artifact(path: Place) -> bool:
     """Whether zooport wrote this directory: its model.json says so."""
-    description = path / DESCRIPTION
     try:
-        if description.stat().st_size > _DESCRIPTION_LIMIT:
-            return False
-        content = json.loads(description.read_text(encoding="utf-8"))
+        content = json.loads(_read(path / DESCRIPTION))
     except (OSError, ValueError, RecursionError):
         return False
     versions = content.get("versions") if isinstance(content, dict) else None
     return isinstance(versions, dict) and "zooport" in versions
 
 
+def _read(description: Place) -> str:
+    if isinstance(description, RemotePath):
+        return remote.read_text(description, _DESCRIPTION_LIMIT)
+    if description.stat().st_size > _DESCRIPTION_LIMIT:
+        raise OSError(errno.EFBIG, "too large", str(description))
+    return description.read_text(encoding="utf-8")
+
+
 def remove(registry: Registry, findings: Sequence[Finding]) -> list[Finding]:
     """Remove what :func:`find_leftovers` found, and return what could not be removed, with the reason.
 
-    Artifacts are moved aside while no run can begin, so that none is taken that was named meanwhile, and
-    removed afterwards.
+    Artifacts are moved aside (behind an address: lose their description) while no run can begin, so that none
+    is taken that was named meanwhile, and removed afterwards.
     """
-    doomed: list[tuple[Finding, Path]] = []
+    doomed: list[tuple[Finding, Place]] = []
     failed: list[Finding] = []
     with registry.unnamed([each.path for each in findings]) as unnamed:
         for finding in findings:
@@ -270,7 +307,7 @@ def remove(registry: Registry, findings: Sequence[Finding]) -> list[Finding]:
                     failed.append(_failed(finding, error))
     for finding, target in doomed:
         try:
-            shutil.rmtree(target)
+            remote.remove_tree(target) if isinstance(target, RemotePath) else shutil.rmtree(target)
         except FileNotFoundError:
             pass  # somebody else cleaned up, too
         except OSError as error:
@@ -278,8 +315,11 @@ def remove(registry: Registry, findings: Sequence[Finding]) -> list[Finding]:
     return failed
 
 
-def _move_aside(finding: Finding) -> Path:
+def _move_aside(finding: Finding) -> Place:
     if finding.state is State.STAGING:
+        return finding.path
+    if isinstance(finding.path, RemotePath):
+        remote.hide(finding.path)
         return finding.path
     target = finding.path.with_name(f".{finding.path.name}.gc{STAGING}{GONE}")
     shutil.rmtree(target, ignore_errors=True)

@@ -12,6 +12,7 @@ _TO_BE_CHANGED = (
     "export.option",
     "extension.",
     "manifest.",
+    "output.unwritable",
     "registry.",
     "checkpoint.missing",
     "run.",

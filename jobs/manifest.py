@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from zooport.export_core import places
 from zooport.export_core.checkpoints.fetch import cache_path, is_url
 from zooport.export_core.extensions import locate
 from zooport.export_core.failures import Failure, FailureRecord, Stage
@@ -49,7 +50,7 @@ class Manifest:
     path: Path
     text: str
     targets: tuple[ExportTarget, ...]
-    output: Path
+    output: places.Place
     addresses: Mapping[Path, str] = field(default_factory=dict)
 
 
@@ -104,7 +105,7 @@ class _Reading:
                     )
                     for name, options in formats.items()
                 ]
-        output = absolute(self._base, spec.output)
+        output = places.output_place(spec.output, self._base)
         return Manifest(self._path, self._text, tuple(targets), output, self._addresses)
 
     def _spec(self) -> ManifestSpec:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zooport.export_core.failures import Failure
+from zooport.export_core.places import RemotePath, stored_place
 from zooport.jobs.output import OutputFormat, console, print_value
 from zooport.jobs.registry import open_registry
 from zooport.jobs.registry.drivers import Driver
@@ -25,6 +26,7 @@ _REFRESH = 1.0  # seconds between two looks at a run or at a log
 _STOPPED_WITHIN = 60.0  # seconds for a driver to stop what runs and to close its run
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _FAILURES_SHOWN = 5
+_LOG_LIMIT = 256 << 20  # bytes of a log that are fetched from an address
 
 
 def print_status(url: str | None, run: str, output: OutputFormat, *, watch: bool = False) -> None:
@@ -87,8 +89,11 @@ def print_log(url: str | None, name: str, *, follow: bool = False) -> None:
             raise Failure(
                 "log.missing", f"{row.id} has no log: it is {row.status}", hint="a log begins with an attempt"
             )
-        path = Path(row.log)
+        path = stored_place(row.log)
         is_live = row.status in LIVE
+        if isinstance(path, RemotePath):
+            _print_remote(registry, row.id, path, wait=follow and is_live)
+            return
         if not path.exists() and not (follow and is_live):
             hint = "a job that was refused before it began writes none; that of another machine lies there"
             raise Failure("log.missing", f"there is no log {path}", hint=hint)
@@ -97,6 +102,22 @@ def print_log(url: str | None, name: str, *, follow: bool = False) -> None:
             time.sleep(_REFRESH / 2)
             is_live = registry.export(row.id).row.status in LIVE
             position = _print_from(path, position)
+
+
+def _print_remote(registry: Reader, export: str, log: RemotePath, *, wait: bool) -> None:
+    """Print a log behind an address, which is stored there when its attempt is over."""
+    from zooport.export_core.remote_artifacts import read_text
+
+    while wait and registry.export(export).row.status in LIVE:
+        time.sleep(_REFRESH)
+    try:
+        content = read_text(log, _LOG_LIMIT)
+    except OSError as error:
+        hint = "it is stored when the attempt is over; one that was killed with its machine leaves none"
+        raise Failure("log.missing", f"cannot read {log}: {error.strerror}", hint=hint) from None
+    for piece in _pieces(content.encode()):
+        sys.stdout.write(piece)
+    sys.stdout.flush()
 
 
 def _print_from(path: Path, position: int) -> int:

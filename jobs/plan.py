@@ -20,6 +20,7 @@ from zooport import __version__
 from zooport.export_core.artifacts import is_intact
 from zooport.export_core.evaluation.deltas import MetricDelta, judge
 from zooport.export_core.failures import Failure, FailureRecord, Stage
+from zooport.export_core.places import Place
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.jobs.digests import DigestCache
 from zooport.jobs.registry.records import Success
@@ -106,13 +107,13 @@ class History(Protocol):
         """Content key -> metrics of an eager model."""
 
 
-def place(target: ExportTarget, root: Path) -> Path:
+def place(target: ExportTarget, root: Place) -> Place:
     """Return the directory of a target's artifact below the output directory."""
     return root / target.checkpoint.name / target.format
 
 
 def make_plan(
-    wanted: Sequence[tuple[ExportTarget, Path]],
+    wanted: Sequence[tuple[ExportTarget, Place]],
     *,
     run_id: str,
     export_ids: Iterable[str],
@@ -149,7 +150,7 @@ def make_plan(
     return Plan(run_id, exports, tuple(each for each in baselines if each.key not in measured), measured)
 
 
-def _check_places(outputs: Sequence[Path]) -> None:
+def _check_places(outputs: Sequence[Place]) -> None:
     taken = set(outputs)
     for output in outputs:
         for parent in output.parents:
@@ -269,7 +270,7 @@ class _Keys:
             return f"unreadable: {error.errno}"
 
 
-def _job(keys: _Keys, target: ExportTarget, output: Path, run_id: str, export_id: str) -> ExportJob:
+def _job(keys: _Keys, target: ExportTarget, output: Place, run_id: str, export_id: str) -> ExportJob:
     checkpoint, dataset = target.checkpoint, target.dataset
     return ExportJob(
         id=export_id,
@@ -287,7 +288,7 @@ def _job(keys: _Keys, target: ExportTarget, output: Path, run_id: str, export_id
     )
 
 
-def _logs(checkpoint: CheckpointSource, output: Path, run_id: str) -> Path:
+def _logs(checkpoint: CheckpointSource, output: Place, run_id: str) -> Place:
     """Return the model's folder of logs, beside the artifacts: OUTPUT/.logs/RUN/MODEL."""
     root = output.parents[len(checkpoint.name.split("/"))]
     return root / LOGS / run_id / checkpoint.name

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zooport.export_core.extensions import locate
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.isolation import PRELOAD, ForkServer
+from zooport.export_core.places import output_place
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.jobs.exit_codes import exit_code
 from zooport.jobs.fetching import fetch_weights
@@ -32,7 +33,7 @@ class Order:
 
     Attributes:
         weights: a path, or an address that can be fetched.
-        output: directory of the artifact.
+        output: directory of the artifact, or its address.
         run_eval: evaluate the eager and the exported model; takes ``annotations`` and ``images``.
         overrides: KEY VALUE KEY VALUE ...
         timeout: seconds for the whole export, and as many for the eager model's evaluation.
@@ -46,7 +47,7 @@ class Order:
     config: Path
     weights: str
     format: str
-    output: Path
+    output: Path | str
     sample_image: Path | None = None
     run_eval: bool = False
     annotations: Path | None = None
@@ -177,7 +178,7 @@ def _dataset(order: Order) -> DatasetSource | None:
 
 
 def _job(order: Order, target: ExportTarget) -> ExportJob:
-    output = order.output.expanduser().absolute()
+    output = output_place(order.output, Path.cwd())
     return ExportJob(
         id="export",
         key="",

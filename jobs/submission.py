@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from zooport.export_core.extensions import locate
 from zooport.export_core.failures import Failure
+from zooport.export_core.places import Place, output_place
 from zooport.jobs.digests import DigestCache, default_cache
 from zooport.jobs.fetching import fetch_weights
 from zooport.jobs.hosts import HostSettings
@@ -41,6 +42,8 @@ class Request:
         registry: URL; None takes the default.
         settings: how to run.
         timeout: seconds per job in place of what the manifest says.
+        deadlines: seconds per stage, in place of what the manifest says of the same stages.
+        retries: how often what may pass by itself is tried again, in place of what the manifest says.
         dry_run: print the plan and do nothing.
         result: how the final result, or the plan, is printed.
         hosts: what workers are given, apart from the run's id.
@@ -62,7 +65,7 @@ class _Work:
 
     manifest: Path
     text: str
-    wanted: Sequence[tuple[ExportTarget, Path]]
+    wanted: Sequence[tuple[ExportTarget, Place]]
     kind: str = "submit"
     parent: str | None = None
     replaces: Sequence[str] = field(default_factory=tuple)
@@ -74,7 +77,7 @@ def submit(manifest_path: Path, request: Request, output: Path | None = None) ->
     Args:
         manifest_path: the manifest.
         request: how.
-        output: where artifacts go, in place of what the manifest says.
+        output: where artifacts go, a folder or an address, in place of what the manifest says.
 
     Returns:
         The exit code: 0, 1 when an export failed, 130 when interrupted.
@@ -83,7 +86,7 @@ def submit(manifest_path: Path, request: Request, output: Path | None = None) ->
         Failure: ``manifest.invalid``, ``registry.*``, ``run.conflict``, ``cluster.unavailable``.
     """
     manifest = load_manifest(manifest_path)
-    root = output.absolute() if output is not None else manifest.output
+    root = manifest.output if output is None else output_place(output, Path.cwd())
     targets: Sequence[ExportTarget] = _with_imports(manifest.targets, request.imports)
     if not request.dry_run:
         targets = fetch_weights(targets, manifest.addresses)

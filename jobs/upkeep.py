@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from zooport.export_core import remote_artifacts as remote
+from zooport.export_core.places import Place, RemotePath
 from zooport.jobs.audit import WRONG, Finding, State, check_artifacts, find_leftovers, remove
 from zooport.jobs.output import OutputFormat, print_rows, size
 from zooport.jobs.registry import open_registry
@@ -76,7 +78,7 @@ def collect_garbage(
         if yes:
             registry.recover_stale_runs()
             failed = remove(registry, doomed)
-    gone = [each for each in doomed if yes and not each.path.exists()]
+    gone = [each for each in doomed if yes and not _is_there(each.path)]
     problems = {each.path: each.problem for each in failed}
     rows: list[Mapping[str, object]] = [
         each.to_dict() | {"problem": problems.get(each.path, each.problem), "removed": each in gone}
@@ -85,6 +87,10 @@ def collect_garbage(
     page = partial(_garbage_page, doomed, kept, gone if yes else None, failed)
     print_rows(rows, (*COLUMNS, "removed"), output, lambda _: page())
     return 1 if failed else 0
+
+
+def _is_there(place: Place) -> bool:
+    return remote.is_there(place) if isinstance(place, RemotePath) else place.exists()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zooport.export_core.failures import FailureRecord
+from zooport.export_core.places import Place
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 
 
@@ -53,7 +54,7 @@ class BaselineJob:
     key: str
     checkpoint: CheckpointSource
     dataset: DatasetSource
-    log: Path
+    log: Place
     timeout: float | None = None
 
 
@@ -74,8 +75,8 @@ class ExportJob:
     key: str
     checkpoint: CheckpointSource
     format: str
-    output: Path
-    log: Path
+    output: Place
+    log: Place
     options: Mapping[str, Any] = field(default_factory=dict)
     dataset: DatasetSource | None = None
     baseline: str | None = None
@@ -88,7 +89,7 @@ class ExportJob:
 class ArtifactRecord:
     """A published artifact: its directory, main file, sha256 of every file, and total bytes."""
 
-    path: Path
+    path: Place
     main_file: str
     sha256: str
     size: int

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zooport.export_core.artifacts import Published, publish, staged
+from zooport.export_core.artifacts import Published, publish, publish_remotely, staged
 from zooport.export_core.diagnosis import diagnose, is_full
 from zooport.export_core.failures import Failure, FailureRecord, Stage
 from zooport.export_core.isolation import Cancellation, ForkServer, run_isolated
+from zooport.export_core.places import Place, RemotePath
+from zooport.export_core.remote_artifacts import kept_log
 from zooport.jobs.values import ArtifactRecord, BaselineJob, BaselineResult, ExportJob, ExportResult
 
 OnStage = Callable[[Stage], None]
@@ -66,11 +68,12 @@ def run_export(
     Returns:
         The artifact and the metrics of the exported model, or why there are none.
     """
-    course = _Course(job.timeout, job.log, server, on_stage, cancellation)
-    try:
-        artifact, metrics, notes = _export(job, stages, course, permit)
-    except Exception as error:
-        return ExportResult(job.id, course.elapsed, course.seconds(), failure=course.failure(error))
+    with kept_log(job.log) as log:
+        course = _Course(job.timeout, log, server, on_stage, cancellation)
+        try:
+            artifact, metrics, notes = _export(job, stages, course, permit)
+        except Exception as error:
+            return ExportResult(job.id, course.elapsed, course.seconds(), failure=course.failure(error))
     return ExportResult(job.id, course.elapsed, course.seconds(), artifact, metrics, notes=notes)
 
 
@@ -83,12 +86,13 @@ def run_baseline(
     cancellation: Cancellation | None = None,
 ) -> BaselineResult:
     """Evaluate the eager model of one checkpoint on one dataset."""
-    course = _Course(job.timeout, job.log, server, on_stage, cancellation)
-    try:
-        course.enter(Stage.LOAD)
-        metrics = course.run(stages.baseline, job.checkpoint, job.dataset)
-    except Exception as error:
-        return BaselineResult(job.key, course.elapsed, failure=course.failure(error))
+    with kept_log(job.log) as log:
+        course = _Course(job.timeout, log, server, on_stage, cancellation)
+        try:
+            course.enter(Stage.LOAD)
+            metrics = course.run(stages.baseline, job.checkpoint, job.dataset)
+        except Exception as error:
+            return BaselineResult(job.key, course.elapsed, failure=course.failure(error))
     return BaselineResult(job.key, course.elapsed, metrics)
 
 
@@ -110,9 +114,12 @@ def _export(
             course.enter(Stage.VERIFY)
             metrics = course.run(stages.verify, staging, job.dataset)
             course.enter(Stage.PUBLISH)
-            published = publish(staging, job.output, permit)
+            if isinstance(job.output, RemotePath):
+                published = publish_remotely(staging, job.output, job.id, permit, course.run)
+            else:
+                published = publish(staging, job.output, permit)
         except Failure as failure:
-            raise _with_disk(failure, staging) from None
+            raise _with_disk(failure, staging, job.output) from None
     return _record(job, published), metrics, tuple(notes)
 
 
@@ -121,9 +128,11 @@ def _record(job: ExportJob, published: Published) -> ArtifactRecord:
     return ArtifactRecord(job.output, name, published.files[name], published.size, published.files)
 
 
-def _with_disk(failure: Failure, staging: Path) -> Failure:
+def _with_disk(failure: Failure, staging: Path, output: Place) -> Failure:
     """Return the failure as a full disk, if that is what an error comes from, and name the place."""
     place = staging.parent
+    if str(output.parent) in failure.message:
+        return failure
     if failure.code == "resource.disk" and str(place) not in failure.message:
         message = f"{place}: {failure.message}"
     elif failure.code in _MAYBE_FULL_DISK and is_full(staging):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zooport.export_core.failures import Failure
+from zooport.export_core.places import local
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.jobs.registry.records import Success, export_id, new_run_id
 from zooport.jobs.registry.writer import Registry
@@ -76,7 +77,9 @@ def begin(
     pairs = [(model, export_format) for model in models for export_format in formats]
     jobs = [make_job(run, number, *pair) for number, pair in enumerate(pairs, 1)]
     if manifest != MANIFEST:
-        jobs = [replace(job, output=Path("/out", manifest.stem, *job.output.parts[2:])) for job in jobs]
+        jobs = [
+            replace(job, output=Path("/out", manifest.stem, *local(job.output).parts[2:])) for job in jobs
+        ]
     served = {job.id: success for job in jobs if (success := cached(job)) is not None}
     baselines = {job.checkpoint.name: baseline_of(job) for job in jobs}
     text = "models: ..."

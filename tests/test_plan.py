@@ -15,6 +15,7 @@ import pytest
 from zooport.export_core import demo
 from zooport.export_core.artifacts import file_sha256, publish, staged
 from zooport.export_core.failures import Failure
+from zooport.export_core.places import local
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.jobs import digests as digest_files
 from zooport.jobs import plan as planning
@@ -75,7 +76,7 @@ def published(job: ExportJob, drift: float = 0.0) -> Success:
     with staged(job.output, "t") as staging:
         (staging / "model.json").write_text("{}")
         (staging / "model.ts").write_text("weights")
-        files = publish(staging, job.output).files
+        files = publish(staging, local(job.output)).files
     record = ArtifactRecord(job.output, "model.ts", files["model.ts"], 9, files)
     return Success("r0.1", job.key, 1, 2.5, record, {"bbox/AP": Metric(40.0, 40.0 + drift, drift)})
 
@@ -238,7 +239,7 @@ class TestWhatIsDone:
         self, tmp_path: Path, target: ExportTarget, harm: str
     ) -> None:
         success = published(plan(tmp_path, target).jobs[0])
-        file = success.artifact.path / "model.ts"
+        file = local(success.artifact.path) / "model.ts"
         file.write_text("Weights") if harm == "altered" else file.unlink()
         made = self.again(tmp_path, target, success)
         assert made.exports[0].action == "run"

@@ -14,6 +14,7 @@ import pytest
 from zooport import cli
 from zooport.export_core.artifacts import staging_path
 from zooport.export_core.failures import Failure
+from zooport.export_core.places import local
 from zooport.jobs import submission
 from zooport.jobs.hosts import HostSettings
 from zooport.jobs.output import OutputFormat
@@ -273,7 +274,7 @@ def test_a_worker_that_outlives_its_driver_publishes_nothing(zoo: Zoo, die: Call
         result = run_export(job, FAKE, permit=permit)
         assert result.failure is not None
         assert result.failure.code == "run.cancelled"
-        assert not job.output.exists()
+        assert not local(job.output).exists()
 
     die(outlived)
     submission.resume(REQUEST, "latest")

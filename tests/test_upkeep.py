@@ -15,6 +15,7 @@ import pytest
 
 from zooport import cli
 from zooport.export_core.artifacts import GONE, OLD, publish, staged, staging_path
+from zooport.export_core.places import local
 from zooport.jobs.audit import find_leftovers
 from zooport.jobs.registry import open_registry
 from zooport.jobs.registry.drivers import Driver
@@ -54,7 +55,7 @@ class Disk:
         self.registry.start_attempt(job.id)
         with staged(job.output, job.id) as staging:
             write(staging, job.id)
-            made = publish(staging, job.output)
+            made = publish(staging, local(job.output))
         record = ArtifactRecord(job.output, "model.ts", made.files["model.ts"], made.size, made.files)
         self.registry.finish_attempt(job.id, ExportResult(job.id, 1.0, artifact=record))
 
@@ -96,7 +97,7 @@ def test_what_agrees_is_intact(disk: Disk, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_missing_and_altered_ones_are_named(disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second, third = (job.output for job in disk.jobs)
+    first, second, third = (local(job.output) for job in disk.jobs)
     (first / "model.ts").write_text("other")
     shutil.rmtree(second)
     (third / "model.json").unlink()
@@ -116,7 +117,7 @@ def test_missing_and_altered_ones_are_named(disk: Disk, capsys: pytest.CaptureFi
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="rights do not stop root")
 def test_an_unreadable_one_is_wrong(disk: Disk) -> None:
-    (disk.jobs[0].output / "model.ts").chmod(0)
+    (local(disk.jobs[0].output) / "model.ts").chmod(0)
     assert disk.wrong() == {"a/torchscript-trace": "unreadable"}
 
 
@@ -124,8 +125,8 @@ def test_one_run_is_asked_for(disk: Disk) -> None:
     (other,) = disk.begin("d", manifest="/other.yaml")
     disk.succeed(other)
     disk.registry.finish_run(run_of(other))
-    (other.output / "model.ts").write_text("other")
-    (disk.jobs[0].output / "model.ts").write_text("other")
+    (local(other.output) / "model.ts").write_text("other")
+    (local(disk.jobs[0].output) / "model.ts").write_text("other")
     assert disk.wrong("--run", "latest") == {"d/torchscript-trace": "altered"}
     assert disk.wrong("--run", run_of(disk.jobs[0])) == {"a/torchscript-trace": "altered"}
     assert len(disk.wrong()) == 2
@@ -142,7 +143,7 @@ def test_only_the_newest_row_of_a_directory_counts(disk: Disk) -> None:
 def test_what_was_moved_elsewhere_may_be_deleted(disk: Disk) -> None:
     (moved,) = disk.begin("a", out=disk.folder / "elsewhere")
     disk.succeed(moved)
-    shutil.rmtree(disk.jobs[0].output)
+    shutil.rmtree(local(disk.jobs[0].output))
     assert disk.ask("verify") == []
     (disk.folder / "elsewhere/a/torchscript-trace/model.ts").write_text("other")
     assert [row["state"] for row in disk.ask("verify", code=1)] == ["altered"]
@@ -207,17 +208,17 @@ def test_an_output_directory_of_another_name_is_the_same(disk: Disk) -> None:
     disk.registry.finish_run(run_of(job))
     assert disk.ask("verify") == []
     assert disk.ask("gc", "--yes") == []
-    assert (job.output / "model.ts").exists()
+    assert (local(job.output) / "model.ts").exists()
 
 
 def test_what_a_living_driver_works_on_is_left_alone(disk: Disk) -> None:
     (job,) = disk.begin("d", manifest="/other.yaml")
     disk.registry.start_attempt(job.id)
     write(staging_path(job.output, job.id), "half")
-    write(job.output, "published, to be recorded in a moment")
+    write(local(job.output), "published, to be recorded in a moment")
     assert disk.ask("verify") == []
     assert disk.ask("gc", "--yes") == []
-    assert (job.output / "model.ts").exists()
+    assert (local(job.output) / "model.ts").exists()
     disk.registry.finish_run(run_of(job))
     assert set(disk.wrong().values()) == {"orphaned", "staging"}
 

@@ -13,6 +13,7 @@ from zooport.export_core import demo
 from zooport.export_core.artifacts import is_intact
 from zooport.export_core.failures import Stage
 from zooport.export_core.isolation import ForkServer
+from zooport.export_core.places import local
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.jobs.values import BaselineJob, ExportJob, ExportResult
 from zooport.jobs.worker import run_baseline, run_export
@@ -49,7 +50,7 @@ def job(tmp_path: Path) -> Callable[..., ExportJob]:
 
 
 def left_behind(job: ExportJob) -> list[Path]:
-    return list(job.output.parent.iterdir())
+    return list(local(job.output).parent.iterdir())
 
 
 def test_a_good_job_publishes_and_tells_everything(job: Callable[..., ExportJob], server: ForkServer) -> None:
@@ -99,7 +100,7 @@ def test_a_bad_job_is_a_typed_failure_and_leaves_nothing(
     assert said in result.failure.message
     assert "\n" not in result.failure.message
     assert left_behind(one) == []
-    assert " export\n" in one.log.read_text()
+    assert " export\n" in local(one.log).read_text()
 
 
 @pytest.mark.parametrize(("name", "stage"), [("hang-1", "export"), ("verify-hang-1", "verify")])

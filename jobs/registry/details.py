@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, select
 
+from zooport.export_core.places import stored_place
 from zooport.export_core.sources import CheckpointSource
 from zooport.jobs.registry.listing import OWNER, export_row, metrics_of, with_outcomes
 from zooport.jobs.registry.records import (
@@ -87,7 +88,7 @@ def _artifact(connection: Connection, pk: int, number: int) -> ArtifactRecord | 
 
 def artifact_record(row: Row[Any]) -> ArtifactRecord:
     """Return a row of ``artifacts`` as a value."""
-    return ArtifactRecord(Path(row.path), row.main_file, row.sha256, row.bytes, row.files)
+    return ArtifactRecord(stored_place(row.path), row.main_file, row.sha256, row.bytes, row.files)
 
 
 def _attempts(connection: Connection, target: str, pk: int) -> tuple[AttemptRow, ...]:

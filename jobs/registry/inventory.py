@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from sqlalchemy import Connection, and_, func, select
 
+from zooport.export_core.places import Place, stored_place
 from zooport.jobs.registry.activity import driver_of
 from zooport.jobs.registry.details import artifact_record
 from zooport.jobs.registry.listing import OWNER
@@ -60,19 +60,19 @@ def inventory(connection: Connection, run_id: str | None) -> Inventory:
     )
 
 
-def named_paths(connection: Connection) -> set[Path]:
+def named_paths(connection: Connection) -> set[Place]:
     """Return the directory of every artifact that any row names."""
-    return {Path(path) for path in connection.execute(select(artifacts.c.path).distinct()).scalars()}
+    return {stored_place(path) for path in connection.execute(select(artifacts.c.path).distinct()).scalars()}
 
 
 def output_roots(connection: Connection, run_id: str | None) -> list[OutputRoot]:
     """Return the directories below which artifacts were to be written, and how deep."""
-    depths: dict[Path, int] = {}
+    depths: dict[Place, int] = {}
     for model, output in _outputs(connection, run_id):
         parts = len(model.split("/"))
         root = output.parents[parts]
         depths[root] = max(depths.get(root, 0), parts + 1)
-    return [OutputRoot(root, depth) for root, depth in sorted(depths.items())]
+    return [OutputRoot(root, depth) for root, depth in sorted(depths.items(), key=lambda each: str(each[0]))]
 
 
 def live_runs(connection: Connection) -> set[str]:
@@ -81,14 +81,14 @@ def live_runs(connection: Connection) -> set[str]:
     return {run.id for run in connection.execute(query) if driver_of(run).is_alive(run.heartbeat_at)}
 
 
-def outputs_of(connection: Connection, run_ids: set[str]) -> set[Path]:
+def outputs_of(connection: Connection, run_ids: set[str]) -> set[Place]:
     """Return where the exports of these runs are written."""
     return {output for run_id in run_ids for _, output in _outputs(connection, run_id)}
 
 
-def _outputs(connection: Connection, run_id: str | None) -> Iterator[tuple[str, Path]]:
+def _outputs(connection: Connection, run_id: str | None) -> Iterator[tuple[str, Place]]:
     query = select(exports.c.model, exports.c.job["output"].as_string()).distinct()
     if run_id is not None:
         query = query.where(exports.c.run_id == run_id)
     for model, output in connection.execute(query):
-        yield model, Path(output)
+        yield model, stored_place(output)

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, select, update
 
 from zooport.export_core.artifacts import discard
+from zooport.export_core.places import Place, stored_place
 from zooport.export_core.failures import CODES, FailureRecord, Stage
 from zooport.jobs import reproduce
 from zooport.jobs.registry.details import job_of
@@ -38,7 +39,7 @@ def find(connection: Connection, export_id: str) -> Row[Any]:
     return row
 
 
-def start(connection: Connection, export: Row[Any], worker: str, log: Path | None) -> int:
+def start(connection: Connection, export: Row[Any], worker: str, log: Place | None) -> int:
     """Insert the next attempt and return its number; a failed export may be tried again in its own run."""
     if export.status not in {str(Status.PENDING), str(Status.FAILED)}:
         raise LookupError(f"export {export.id} is {export.status}, not waiting for an attempt")
@@ -264,7 +265,7 @@ def _discard_staged(connection: Connection, run_id: str) -> None:
         exports.c.run_id == run_id, begun, exports.c.source_pk.is_(None)
     )
     for export_id, output in connection.execute(query):
-        discard(Path(output), export_id)
+        discard(stored_place(output), export_id)
 
 
 def _settle(connection: Connection, which: ColumnElement[bool], status: str, failure: FailureRecord) -> int:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
+from zooport.export_core.places import Place, RemotePath, stored_place
 from zooport.export_core.sources import CheckpointSource
 from zooport.jobs.values import ArtifactRecord, ExportJob, Status
 
@@ -279,7 +280,7 @@ class StoredArtifact:
 class OutputRoot:
     """A directory below which runs write artifacts, and how many levels below it the deepest one lies."""
 
-    path: Path
+    path: Place
     depth: int
 
 
@@ -299,9 +300,9 @@ class Inventory:
 
     roots: tuple[OutputRoot, ...]
     formats: frozenset[str]
-    named: frozenset[Path]
-    busy: frozenset[Path]
-    outputs: frozenset[Path]
+    named: frozenset[Place]
+    busy: frozenset[Place]
+    outputs: frozenset[Place]
     runs: frozenset[str]
     live: frozenset[str]
 
@@ -400,7 +401,7 @@ def plain(value: Any) -> Any:
     return text(str(value))
 
 
-def text(value: str | Path) -> str:
+def text(value: str | Place) -> str:
     """Return the text with what a database refuses (NUL, halves of surrogate pairs) written as escapes."""
     return str(value).replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -433,6 +434,8 @@ def _type_hints(kind: Any) -> dict[str, Any]:
 def _restore(hint: Any, value: Any) -> Any:
     """Return what JSON made of a field as the type that the field has."""
     kinds = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type)]
+    if isinstance(value, str) and RemotePath in kinds:
+        return stored_place(value)
     if isinstance(value, str) and Path in kinds:
         return Path(value)
     nested = next((kind for kind in kinds if is_dataclass(kind)), None)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zooport.export_core.failures import FailureRecord
+from zooport.export_core.places import Place
 from zooport.jobs.registry import beginnings, outcomes
 from zooport.jobs.registry.database import Database
 from zooport.jobs.registry.inventory import live_runs, named_paths, outputs_of
@@ -88,7 +89,7 @@ class Registry(Reader):
         self._run = beginning.run_id
         return beginning.run_id
 
-    def start_attempt(self, export_id: str, worker: str = "", log: Path | None = None) -> int:
+    def start_attempt(self, export_id: str, worker: str = "", log: Place | None = None) -> int:
         """Record that an export is running; return the number of this attempt.
 
         Raises:
@@ -176,7 +177,7 @@ class Registry(Reader):
             return outcomes.request_cancel(connection, run_id)
 
     @contextmanager
-    def unnamed(self, paths: Sequence[Path]) -> Iterator[set[Path]]:
+    def unnamed(self, paths: Sequence[Place]) -> Iterator[set[Place]]:
         """Yield which of these directories no artifact has; no run begins as long as the block lasts."""
         with self._database.writing(alone=True) as connection:
             taken = named_paths(connection) | outputs_of(connection, live_runs(connection))
