@@ -27,7 +27,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("weight", torch.ones(channels))
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels) - eps)
+        self.register_buffer("running_var", torch.full((channels,), 1.0 - eps))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (N, C, H, W)."""
