@@ -52,6 +52,15 @@ TimeoutOption = Annotated[
     float | None,
     typer.Option(min=0.001, metavar="SECONDS", help="Stop a job that takes longer.", show_default=False),
 ]
+RetriesOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="How often a crash or a lack of resources is tried again. Default: as the manifest says, 2.",
+        show_default=False,
+    ),
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and why.")]
 FailFastOption = Annotated[
     bool,
@@ -278,6 +287,7 @@ def submit(
     address: AddressOption = None,
     workers: JobsOption = None,
     timeout: TimeoutOption = None,
+    retries: RetriesOption = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -301,7 +311,9 @@ def submit(
     from zooport.jobs.runner import RunSettings
 
     settings = RunSettings(address, workers, fail_fast)
-    request = submission.Request(registry, settings, timeout, dry_run, result, imports=tuple(imports or ()))
+    request = submission.Request(
+        registry, settings, timeout, dry_run, result, imports=tuple(imports or ()), retries=retries
+    )
     return submission.submit(manifest, request, output)
 
 
@@ -322,6 +334,7 @@ def rerun(
     address: AddressOption = None,
     workers: JobsOption = None,
     timeout: TimeoutOption = None,
+    retries: RetriesOption = None,
     dry_run: DryRunOption = False,
     fail_fast: FailFastOption = False,
     imports: ImportsOption = None,
@@ -338,7 +351,9 @@ def rerun(
     if not failed:
         raise typer.BadParameter("say what to run again: --failed")
     settings = RunSettings(address, workers, fail_fast)
-    request = submission.Request(registry, settings, timeout, dry_run, result, imports=tuple(imports or ()))
+    request = submission.Request(
+        registry, settings, timeout, dry_run, result, imports=tuple(imports or ()), retries=retries
+    )
     return submission.rerun(request, run, code, include_unsupported=include_unsupported)
 
 
@@ -348,6 +363,7 @@ def resume(
     address: AddressOption = None,
     workers: JobsOption = None,
     timeout: TimeoutOption = None,
+    retries: RetriesOption = None,
     dry_run: DryRunOption = False,
     fail_fast: FailFastOption = False,
     imports: ImportsOption = None,
@@ -364,7 +380,9 @@ def resume(
     from zooport.jobs.runner import RunSettings
 
     settings = RunSettings(address, workers, fail_fast)
-    request = submission.Request(registry, settings, timeout, dry_run, result, imports=tuple(imports or ()))
+    request = submission.Request(
+        registry, settings, timeout, dry_run, result, imports=tuple(imports or ()), retries=retries
+    )
     return submission.resume(request, run)
 
 

@@ -9,8 +9,9 @@ import os
 import socket
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from zooport.export_core.diagnosis import one_line
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.isolation import PRELOAD, Cancellation, ForkServer
 from zooport.jobs.cluster import server_directory
@@ -18,6 +19,9 @@ from zooport.jobs.registry.drivers import Driver
 from zooport.jobs.registry.records import LiveJob, now
 from zooport.jobs.values import BaselineJob, BaselineResult, ExportJob, ExportResult
 from zooport.jobs.worker import PIPELINE, Stages, run_baseline, run_export
+
+if TYPE_CHECKING:
+    from zooport.jobs.agenda import Task
 
 Job = ExportJob | BaselineJob
 Result = ExportResult | BaselineResult
@@ -90,18 +94,27 @@ class Host:
 
 
 class HostHandle:
-    """One host as the driver sees it."""
+    """One host as the driver sees it.
 
-    def __init__(self, settings: HostSettings) -> None:
+    Args:
+        settings: what every host of the run is given.
+        size: bytes that Ray sets aside for the host and its processes; 0 for none.
+    """
+
+    def __init__(self, settings: HostSettings, size: int = 0) -> None:
         import ray
 
         # A thread for work, and one to be asked while it works. Attempts are the registry's to count, so Ray
         # repeats nothing by itself.
-        actor = ray.remote(Host).options(num_cpus=1, max_concurrency=2, max_restarts=0, max_task_retries=0)
+        actor = ray.remote(Host).options(
+            num_cpus=1, memory=size or None, max_concurrency=2, max_restarts=0, max_task_retries=0
+        )
         self._actor: Any = actor.remote(settings)
         self._asked: Any = None
+        self.size = size
+        self.hired = time.monotonic()
         self.name = ""
-        self.job: Job | None = None
+        self.task: Task | None = None
         self.since = 0.0
         self.started = ""
         self.stage = ""
@@ -110,16 +123,16 @@ class HostHandle:
         """Return a reference to the host's name, which is there when the host is ready."""
         return self._actor.ready.remote()
 
-    def start(self, job: Job) -> Any:
+    def start(self, task: Task) -> Any:
         """Give the host a job and return a reference to its result."""
-        self.job, self.since, self.started, self.stage = job, time.monotonic(), now(), ""
-        return self._actor.work.remote(job)
+        self.task, self.since, self.started, self.stage = task, time.monotonic(), now(), ""
+        return self._actor.work.remote(task.job)
 
     def live(self) -> LiveJob | None:
         """Return what the host is doing, for whoever asks the registry."""
-        job = self.job
-        if job is None:
+        if self.task is None:
             return None
+        job = self.task.job
         export, what = (job.id, job.format) if isinstance(job, ExportJob) else (None, "eager baseline")
         return LiveJob(export, job.checkpoint.name, what, self.stage, self.started)
 
@@ -145,3 +158,32 @@ class HostHandle:
         import ray
 
         ray.kill(self._actor)
+
+
+def died(job: Job, host: HostHandle, error: Exception) -> Result:
+    """Return the result of a job whose host is gone."""
+    import ray
+
+    code = "worker.crashed"
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        code = "resource.memory"
+    elif isinstance(error, ray.exceptions.RayTaskError):
+        code = "worker.error"
+    failure = Failure(
+        code,
+        f"the Ray worker {host.name} ended while it ran this job: {one_line(error)}",
+        stage=Stage(host.stage) if host.stage else None,
+        hint="run it again with zooport rerun --failed",
+    ).record()
+    seconds = time.monotonic() - host.since
+    if isinstance(job, BaselineJob):
+        return BaselineResult(job.key, seconds, failure=failure)
+    return ExportResult(job.id, seconds, failure=failure)
+
+
+def largest_machine() -> int:
+    """Return the bytes that the largest machine of the cluster has for jobs; 0 when it is not known."""
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return int(max((resources.get("memory", 0.0) for resources in alive), default=0.0))

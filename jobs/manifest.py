@@ -101,6 +101,7 @@ class _Reading:
                         sample_image=_optional(self._base, entry.sample_image),
                         tolerance=spec.tolerance,
                         timeout=spec.timeout,
+                        retries=spec.retries,
                         refusal=refusal,
                     )
                     for name, options in formats.items()

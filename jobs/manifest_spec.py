@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from zooport.export_core.sources import DatasetSource
+from zooport.jobs.values import DEFAULT_RETRIES
 
 DEFAULT_OUTPUT = "artifacts"
 DEFAULT_TIMEOUT = 24 * 3600.0  # seconds; a job that hangs must not keep a run from ending
@@ -102,6 +103,7 @@ class ManifestSpec(_Strict):
     formats: list[str] | None = None
     tolerance: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
     timeout: Annotated[float, Field(gt=0)] = DEFAULT_TIMEOUT
+    retries: Annotated[int, Field(ge=0, strict=True)] = DEFAULT_RETRIES
     output: str = DEFAULT_OUTPUT
 
     @model_validator(mode="before")

@@ -22,6 +22,7 @@ from zooport.export_core.evaluation.deltas import MetricDelta, judge
 from zooport.export_core.failures import Failure, FailureRecord, Stage
 from zooport.export_core.places import Place
 from zooport.export_core.sources import CheckpointSource, DatasetSource
+from zooport.jobs import memory
 from zooport.jobs.digests import DigestCache
 from zooport.jobs.registry.records import Success
 from zooport.jobs.values import BaselineJob, ExportJob, ExportTarget
@@ -172,6 +173,8 @@ class _Keys:
         self._checkpoints: dict[str, dict[str, str]] = {}
         self._datasets: dict[DatasetSource, str] = {}
         self._codes: dict[tuple[str, ...], dict[str, str]] = {}
+        self._configs: dict[str, tuple[str, int]] = {}
+        self._reservations: dict[str, int] = {}
 
     def export(self, target: ExportTarget) -> str:
         """Return the key of an export."""
@@ -196,35 +199,54 @@ class _Keys:
             }
         )
 
+    def reservation(self, checkpoint: CheckpointSource) -> int:
+        """Return the bytes that a job of this checkpoint is thought to need."""
+        identity = repr(checkpoint)
+        if identity not in self._reservations:
+            _, pixels = self._config(checkpoint)
+            self._reservations[identity] = memory.estimate(_size(checkpoint.weights), pixels)
+        return self._reservations[identity]
+
     def _checkpoint(self, checkpoint: CheckpointSource) -> dict[str, str]:
         # By all of it: a rerun may have models of one name from two manifests.
         identity = repr(checkpoint)
         known = self._checkpoints.get(identity)
         if known is None:
-            known = {"weights": self._raw(checkpoint.weights), "config": self._config(checkpoint)}
+            known = {"weights": self._raw(checkpoint.weights), "config": self._config(checkpoint)[0]}
             known |= self._extensions(checkpoint.imports)
             self._checkpoints[identity] = known
         return known
 
-    def _config(self, checkpoint: CheckpointSource) -> str:
-        overrides = dict(checkpoint.overrides)
-        name = _hash({"config": str(checkpoint.config), "overrides": overrides, "zooport": __version__})
-        found = self._digests.recall(name)
-        if found is None:
-            found = self._read_config(checkpoint, overrides, name)
-        return found
+    def _config(self, checkpoint: CheckpointSource) -> tuple[str, int]:
+        """Return the digest of a merged config, and how many pixels its images have; 0 if it is damaged."""
+        identity = repr((checkpoint.config, checkpoint.overrides))
+        if identity not in self._configs:
+            overrides = dict(checkpoint.overrides)
+            name = _hash(
+                {"config": str(checkpoint.config), "overrides": overrides, "for": "plan", **self._tools}
+            )
+            self._configs[identity] = self._recalled(name) or self._read_config(checkpoint, overrides, name)
+        return self._configs[identity]
 
-    def _read_config(self, checkpoint: CheckpointSource, overrides: Mapping[str, Any], name: str) -> str:
+    def _recalled(self, name: str) -> tuple[str, int] | None:
+        digest, _, pixels = (self._digests.recall(name) or "").partition(" ")
+        return (digest, int(pixels)) if pixels.isdecimal() else None
+
+    def _read_config(
+        self, checkpoint: CheckpointSource, overrides: Mapping[str, Any], name: str
+    ) -> tuple[str, int]:
         from zooport.export_core.config import load_config
         from zooport.export_core.config.files import read_chain
 
         try:
-            digest = load_config(checkpoint.config, overrides).digest()
-            self._digests.remember(name, [each.path for each in read_chain(checkpoint.config)], digest)
+            config = load_config(checkpoint.config, overrides)
+            found = config.digest(), memory.image_pixels(config)
+            files = [each.path for each in read_chain(checkpoint.config)]
+            self._digests.remember(name, files, f"{found[0]} {found[1]}")
         except Failure:
             # A damaged file, or keys that an extension will declare where the job runs.
-            return _hash({"raw": self._chain(checkpoint.config), "overrides": overrides})
-        return digest
+            return _hash({"raw": self._chain(checkpoint.config), "overrides": overrides}), 0
+        return found
 
     def _chain(self, path: Path) -> list[str]:
         """Return the digests of a config and of its bases, as far as they can be read."""
@@ -285,6 +307,10 @@ def _job(keys: _Keys, target: ExportTarget, output: Place, run_id: str, export_i
         tolerance=target.tolerance,
         timeout=target.timeout,
         sample_image=target.sample_image,
+        deadlines=target.deadlines,
+        retries=target.retries,
+        memory=target.memory,
+        reservation=target.memory or keys.reservation(checkpoint),
     )
 
 
@@ -328,8 +354,24 @@ def _baselines(jobs: Sequence[ExportJob], run_id: str) -> list[BaselineJob]:
         if job.baseline is None or job.dataset is None or job.baseline in found:
             continue
         log = _logs(job.checkpoint, job.output, run_id) / f"baseline-{_file_name(job.dataset.name)}.log"
-        found[job.baseline] = BaselineJob(job.baseline, job.checkpoint, job.dataset, log, job.timeout)
+        found[job.baseline] = BaselineJob(
+            key=job.baseline,
+            checkpoint=job.checkpoint,
+            dataset=job.dataset,
+            log=log,
+            timeout=job.timeout,
+            deadlines=job.deadlines,
+            retries=job.retries,
+            reservation=job.reservation,
+        )
     return list(found.values())
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _file_name(name: str) -> str:

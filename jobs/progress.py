@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from zooport.export_core.failures import FailureRecord
 from zooport.jobs.output import STYLES, cell, console, duration, status_cell
 from zooport.jobs.values import Status
 
@@ -61,6 +62,9 @@ class Display:
     def finished(self, job: Finished) -> None:
         """Show that an export has ended."""
 
+    def retrying(self, label: str, failure: FailureRecord, tries: str, seconds: float) -> None:
+        """Show that a job failed and is tried again in so many seconds; ``tries`` says which try that is."""
+
     def say(self, message: str) -> None:
         """Show one line."""
 
@@ -92,6 +96,10 @@ class Lines(Display):
         count = f"[{self._done:>{self._width}}/{self._total}]"
         remark = f"  {job.remark}" if job.remark else ""
         self.say(f"{count} {job.label}  {job.status}{remark}  {duration(job.seconds)}")
+
+    def retrying(self, label: str, failure: FailureRecord, tries: str, seconds: float) -> None:
+        """Print why, and when."""
+        self.say(f"{label}  {failure.code}: {failure.message}; retrying in {duration(seconds)} ({tries})")
 
     def say(self, message: str) -> None:
         """Print one line to standard error."""
@@ -144,6 +152,15 @@ class LiveView(Display):
         self._counts[job.status] += 1
         if self._live is not None:
             line = Text.assemble(status_cell(str(job.status)), "  ", cell(job.label), "  ", cell(job.remark))
+            self._live.console.print(line, soft_wrap=True)
+
+    def retrying(self, label: str, failure: FailureRecord, tries: str, seconds: float) -> None:
+        """Leave a line above the view."""
+        from rich.text import Text
+
+        if self._live is not None:
+            words = cell(f"{failure.code}: {failure.message}; retrying in {duration(seconds)} ({tries})")
+            line = Text.assemble(("retrying", "yellow"), "  ", cell(label), "  ", words)
             self._live.console.print(line, soft_wrap=True)
 
     def say(self, message: str) -> None:

@@ -42,12 +42,12 @@ class Request:
         registry: URL; None takes the default.
         settings: how to run.
         timeout: seconds per job in place of what the manifest says.
-        deadlines: seconds per stage, in place of what the manifest says of the same stages.
-        retries: how often what may pass by itself is tried again, in place of what the manifest says.
         dry_run: print the plan and do nothing.
         result: how the final result, or the plan, is printed.
         hosts: what workers are given, apart from the run's id.
         imports: extensions besides those of the manifest or of the failed jobs, by name or path.
+        deadlines: seconds per stage, in place of what the manifest says of the same stages.
+        retries: how often what may pass by itself is tried again, in place of what the manifest says.
     """
 
     registry: str | None = None
@@ -57,6 +57,8 @@ class Request:
     result: OutputFormat = OutputFormat.TABLE
     hosts: HostSettings = HostSettings("")  # noqa: RUF009 - frozen
     imports: tuple[str, ...] = ()
+    deadlines: Mapping[str, float] = field(default_factory=dict)
+    retries: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class _Work:
     replaces: Sequence[str] = field(default_factory=tuple)
 
 
-def submit(manifest_path: Path, request: Request, output: Path | None = None) -> int:
+def submit(manifest_path: Path, request: Request, output: Path | str | None = None) -> int:
     """Run a manifest: what is not done yet, and what changed.
 
     Args:
@@ -197,13 +199,15 @@ def _target(job: ExportJob) -> ExportTarget:
         sample_image=job.sample_image,
         tolerance=job.tolerance,
         timeout=job.timeout,
+        deadlines=job.deadlines,
+        retries=job.retries,
+        memory=job.memory,
     )
 
 
 def _carry_out(work: _Work, request: Request) -> int:
-    if request.timeout is not None:
-        wanted = [(replace(target, timeout=request.timeout), output) for target, output in work.wanted]
-        work = replace(work, wanted=wanted)
+    wanted = [(_with_limits(target, request), output) for target, output in work.wanted]
+    work = replace(work, wanted=wanted)
     if request.dry_run:
         _print_plan(_plan(work, _history(request.registry)), request.result)
         return 0
@@ -217,6 +221,16 @@ def _carry_out(work: _Work, request: Request) -> int:
             outcome = run_plan(plan, registry, shown, request.settings, hosts)
         _print_result(registry, plan.run_id, request.result)
         return outcome.exit_code
+
+
+def _with_limits(target: ExportTarget, request: Request) -> ExportTarget:
+    """Return the target with the limits that the command line sets."""
+    return replace(
+        target,
+        timeout=target.timeout if request.timeout is None else request.timeout,
+        deadlines={**target.deadlines, **request.deadlines},
+        retries=target.retries if request.retries is None else request.retries,
+    )
 
 
 def _history(url: str | None) -> Registry | None:

@@ -12,6 +12,8 @@ from zooport.export_core.failures import FailureRecord
 from zooport.export_core.places import Place
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 
+DEFAULT_RETRIES = 2
+
 
 class Status(StrEnum):
     """Where an export stands. ``unsupported`` is a refusal before any work; the rest speak for themselves."""
@@ -34,6 +36,9 @@ class ExportTarget:
         sample_image: an image for tracing and verification; None takes one of the dataset or a synthetic one.
         tolerance: metric name ("AP", or "bbox/AP") -> allowed absolute difference in AP points (0-100).
         timeout: seconds that all stages together may take, None for no deadline.
+        deadlines: stage -> seconds that it may take.
+        retries: how often a failure that may pass by itself is tried again in the same run.
+        memory: bytes that one process of the job may hold; None takes an estimate.
         refusal: why it cannot even be tried, for example a scanned folder with two weights files.
     """
 
@@ -44,18 +49,27 @@ class ExportTarget:
     sample_image: Path | None = None
     tolerance: Mapping[str, float] = field(default_factory=dict)
     timeout: float | None = None
+    deadlines: Mapping[str, float] = field(default_factory=dict)
+    retries: int = DEFAULT_RETRIES
+    memory: int | None = None
     refusal: FailureRecord | None = None
 
 
 @dataclass(frozen=True)
 class BaselineJob:
-    """Evaluate the eager model once; shared by every format of the same checkpoint and dataset."""
+    """Evaluate the eager model once; shared by every format of the same checkpoint and dataset.
+
+    Limits are those of :class:`ExportJob`.
+    """
 
     key: str
     checkpoint: CheckpointSource
     dataset: DatasetSource
     log: Place
     timeout: float | None = None
+    deadlines: Mapping[str, float] = field(default_factory=dict)
+    retries: int = DEFAULT_RETRIES
+    reservation: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,10 @@ class ExportJob:
         baseline: key of the :class:`BaselineJob` to compare with, None without a dataset.
         output: directory of the finished artifact; it does not exist until the artifact is published.
         timeout: seconds that all stages together may take, None for no deadline.
+        deadlines: stage -> seconds that it may take.
+        retries: how often a failure that may pass by itself is tried again in the same run.
+        memory: bytes that were asked for; None leaves it to an estimate.
+        reservation: bytes that are set aside for the job, and at which it is stopped; 0 for no limit.
         tolerance: metric name ("AP", or "bbox/AP") -> allowed absolute difference in AP points (0-100).
     """
 
@@ -83,6 +101,10 @@ class ExportJob:
     tolerance: Mapping[str, float] = field(default_factory=dict)
     timeout: float | None = None
     sample_image: Path | None = None
+    deadlines: Mapping[str, float] = field(default_factory=dict)
+    retries: int = DEFAULT_RETRIES
+    memory: int | None = None
+    reservation: int = 0
 
 
 @dataclass(frozen=True)

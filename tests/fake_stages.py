@@ -46,6 +46,15 @@ def fail(error: Exception) -> None:
     raise error
 
 
+def crash_at_first(checkpoint: CheckpointSource) -> None:
+    """Crash in the first tries; "flaky-2" in two."""
+    tries = checkpoint.weights.with_suffix(".tries")
+    with tries.open("a") as file:
+        file.write("x")
+    if tries.stat().st_size <= int(checkpoint.name.split("-")[-1]):
+        ctypes.string_at(0)
+
+
 def fill_as_a_library(path: Path) -> None:
     """Write until the disk is full, and tell it as a library does that writes through its own stream."""
     with path.open("wb") as file:
@@ -72,6 +81,8 @@ def export(
         with Path(os.environ["FAKE_STAGES_TRACE"]).open("a") as trace:
             trace.write(f"{checkpoint.name} {format}\n")
     misbehave(checkpoint.name, "export", staging)
+    if checkpoint.name.startswith("flaky"):
+        crash_at_first(checkpoint)
     (staging / "model.ts").write_text(f"{checkpoint.name} {format} {dict(options)}")
     (staging / "model.json").write_text('{"versions": {"zooport": "fake"}}')
     (staging / ".name").write_text(checkpoint.name)
@@ -93,5 +104,7 @@ def verify(staging: Path, dataset: DatasetSource | None, report: Report) -> dict
 def baseline(checkpoint: CheckpointSource, dataset: DatasetSource, report: Report) -> dict[str, float]:
     report(Stage.LOAD)
     misbehave(checkpoint.name, "baseline", Path())
+    if checkpoint.name.startswith("unsure"):  # as flaky, but for baselines
+        crash_at_first(checkpoint)
     report(Stage.EVALUATE)
     return METRICS

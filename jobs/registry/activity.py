@@ -70,7 +70,7 @@ def _remaining(connection: Connection, run: RunRow, moment: str) -> float | None
     left = sum(run.counts.get(status, 0) for status in LIVE)
     done = and_(exports.c.run_id == run.id, ~exports.c.status.in_(LIVE), exports.c.source_pk.is_(None))
     query = (
-        select(func.count(), func.min(attempts.c.started_at))
+        select(func.count(exports.c.pk.distinct()), func.min(attempts.c.started_at))
         .select_from(exports)
         .join(attempts, attempts.c.export_pk == exports.c.pk)
         .where(done, attempts.c.seconds > 0)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, insert, select, update
 
 from zooport.export_core.artifacts import discard
-from zooport.export_core.places import Place, stored_place
 from zooport.export_core.failures import CODES, FailureRecord, Stage
+from zooport.export_core.places import Place, stored_place
 from zooport.jobs import reproduce
 from zooport.jobs.registry.details import job_of
 from zooport.jobs.registry.drivers import Driver
@@ -72,8 +71,10 @@ def finish(
     result: ExportResult,
     deltas: Mapping[str, Delta],
     failure: FailureRecord | None,
+    *,
+    again: bool = False,
 ) -> Status:
-    """Close attempt ``number`` with all that came out of it."""
+    """Close attempt ``number`` with all that came out of it; with ``again`` the export waits for another."""
     status = status_of(failure)
     attempt = {
         "status": str(status),
@@ -86,6 +87,8 @@ def finish(
     row = (attempts.c.export_pk == export.pk) & (attempts.c.number == number)
     connection.execute(update(attempts).where(row).values(attempt))
     values = {"status": str(status), "code": None if failure is None else failure.code}
+    if again:
+        values = {"status": str(Status.PENDING), "code": None}
     connection.execute(update(exports).where(exports.c.pk == export.pk).values(values))
     if result.artifact is not None:
         _keep_artifact(connection, export.pk, number, result.artifact)
@@ -274,6 +277,8 @@ def _settle(connection: Connection, which: ColumnElement[bool], status: str, fai
     found = [(row.pk, row.attempt) for row in connection.execute(query)]
     if not found:
         return 0
+    if status == str(Status.PENDING):
+        found = _with_attempts_that_never_were(connection, which, found, failure)
     _keep_failures(connection, found, failure)
     ended = str(status_of(failure))
     if status == str(Status.RUNNING):
@@ -281,6 +286,40 @@ def _settle(connection: Connection, which: ColumnElement[bool], status: str, fai
     values = {"status": ended, "code": failure.code}
     connection.execute(update(exports).where(which, exports.c.status == status).values(values))
     return len(found)
+
+
+def _with_attempts_that_never_were(
+    connection: Connection,
+    which: ColumnElement[bool],
+    found: Sequence[tuple[int, int]],
+    failure: FailureRecord,
+) -> list[tuple[int, int]]:
+    """Give exports that waited for another attempt one that ends before it begins; return all with numbers.
+
+    Their last attempt has a failure already, and that one stays what it was.
+    """
+    reason = and_(failures.c.export_pk == exports.c.pk, failures.c.number == exports.c.attempt)
+    query = select(exports.c.pk).join(failures, reason).where(which, exports.c.status == str(Status.PENDING))
+    waited = set(connection.execute(query).scalars())
+    moment = now()
+    for pk, number in found:
+        if pk not in waited:
+            continue
+        row = {
+            "export_pk": pk,
+            "number": number + 1,
+            "status": str(status_of(failure)),
+            "worker": "",
+            "log": text(_planned_log(connection, pk)),
+            "started_at": moment,
+            "finished_at": moment,
+            "seconds": 0.0,
+            "stages": {},
+            "notes": [],
+        }
+        connection.execute(insert(attempts).values(row))
+        connection.execute(update(exports).where(exports.c.pk == pk).values(attempt=number + 1))
+    return [(pk, number + (pk in waited)) for pk, number in found]
 
 
 def _close_attempts(connection: Connection, keys: Iterable[tuple[int, int]], failure: FailureRecord) -> None:

@@ -104,6 +104,8 @@ class Registry(Reader):
         result: ExportResult,
         deltas: Mapping[str, Delta] | None = None,
         failure: FailureRecord | None = None,
+        *,
+        again: bool = False,
     ) -> Status:
         """Record what the running attempt came to, with artifact, metrics and failure, and return the status.
 
@@ -115,6 +117,7 @@ class Registry(Reader):
             result: what the worker returned; its failure counts when ``failure`` is None.
             deltas: metric name -> baseline, exported and delta; metrics only in ``result`` are kept without.
             failure: the verdict on the deltas, or any other failure that the driver found.
+            again: the attempt failed and another one will follow: the export is pending until then.
         """
         reason = failure or result.failure
         with self._database.writing() as connection:
@@ -124,7 +127,7 @@ class Registry(Reader):
             number = export.attempt
             if export.status == str(Status.PENDING):
                 number = outcomes.start(connection, export, "", None)
-            return outcomes.finish(connection, export, number, result, deltas or {}, reason)
+            return outcomes.finish(connection, export, number, result, deltas or {}, reason, again=again)
 
     def record_baseline(self, result: BaselineResult, run_id: str | None = None) -> None:
         """Record what evaluating an eager model came to, for all formats and runs that ask for its key.

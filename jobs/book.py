@@ -1,0 +1,117 @@
+"""What a run writes down while it goes on: attempts, baselines, verdicts, signs of life.
+
+Results are handled in the order in which they arrive; an export is judged when both it and its baseline are
+there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from zooport.export_core.failures import Failure
+from zooport.jobs.agenda import label
+from zooport.jobs.hosts import Job, Result
+from zooport.jobs.plan import Plan
+from zooport.jobs.progress import Display, Finished
+from zooport.jobs.registry.records import LiveJob, Metric, primary_metrics
+from zooport.jobs.tables import movement
+from zooport.jobs.values import BaselineResult, ExportJob, ExportResult, Status
+from zooport.jobs.verdicts import Verdict, decide
+
+if TYPE_CHECKING:
+    from zooport.jobs.registry.writer import Registry
+
+_HEARTBEAT = 60.0  # seconds between two signs of life in the registry
+_POLL = 1.0  # seconds between two looks at the registry, where others ask for cancellation
+
+
+class Book:
+    """Everything that is written down: attempts, baselines, verdicts.
+
+    Attributes:
+        counts: how many exports came to what.
+        dirty: jobs of hosts that died, which may have left half an artifact.
+        cancel_requested: whether somebody asked the registry for this run to stop.
+    """
+
+    def __init__(self, plan: Plan, registry: Registry, display: Display) -> None:
+        self.counts: Counter[Status] = Counter()
+        self.counts[Status.SUCCEEDED] += len(plan.cached)
+        self.dirty: list[ExportJob] = []
+        self._plan = plan
+        self._registry = registry
+        self._display = display
+        self._baselines = {key: BaselineResult(key, 0.0, metrics) for key, metrics in plan.measured.items()}
+        self._waiting: dict[str, list[tuple[ExportJob, ExportResult]]] = {}
+        self._beat = self._polled = time.monotonic()
+        self._told: Sequence[LiveJob] = ()
+        self.cancel_requested = False
+
+    def refuse(self) -> None:
+        """Record the exports that cannot be tried."""
+        for each in self._plan.exports:
+            if each.refusal is not None:
+                self._settle(each.job, Verdict(ExportResult(each.job.id, 0.0), failure=each.refusal))
+
+    def started(self, job: Job, worker: str) -> None:
+        """Record that a worker has begun."""
+        if isinstance(job, ExportJob):
+            self._registry.start_attempt(job.id, worker, job.log)
+
+    def ended(self, job: Job, result: Result) -> None:
+        """Record a result, and judge what can be judged with it."""
+        if isinstance(result, BaselineResult):
+            self._registry.record_baseline(result)
+            self._baselines[result.key] = result
+            for waiting in self._waiting.pop(result.key, []):
+                self._judge(*waiting)
+            return
+        assert isinstance(job, ExportJob)  # noqa: S101 - an export's result answers an export's job
+        needs_baseline = result.failure is None and job.baseline is not None
+        if needs_baseline and job.baseline not in self._baselines:
+            self._waiting.setdefault(job.baseline or "", []).append((job, result))
+        else:
+            self._judge(job, result)
+
+    def failed_for_now(self, job: Job, result: Result) -> None:
+        """Record an attempt that failed and is followed by another one; nothing is judged."""
+        if isinstance(result, ExportResult):
+            self._registry.finish_attempt(result.id, result, again=True)
+
+    def wants_news(self) -> bool:
+        """Whether it is time to tell the registry what is running."""
+        return time.monotonic() - self._polled > _POLL
+
+    def tell(self, running: Sequence[LiveJob]) -> None:
+        """Give a sign of life now and then, say what is running, and learn whether to stop."""
+        self._polled = time.monotonic()
+        if running != self._told or self._polled - self._beat > _HEARTBEAT:
+            self._registry.pulse(self._plan.run_id, running)
+            self._told, self._beat = running, self._polled
+        try:
+            self.cancel_requested = self._registry.is_cancel_requested(self._plan.run_id)
+        except Failure as failure:
+            if failure.code not in {"registry.locked", "registry.unavailable"}:
+                raise  # the others are asked again in a moment
+
+    def _judge(self, job: ExportJob, result: ExportResult) -> None:
+        baseline = None if job.baseline is None else self._baselines.get(job.baseline)
+        self._settle(job, decide(job, result, baseline))
+
+    def _settle(self, job: ExportJob, verdict: Verdict) -> None:
+        result = verdict.result
+        status = self._registry.finish_attempt(job.id, result, verdict.deltas, verdict.failure)
+        self.counts[status] += 1
+        self._display.finished(Finished(label(job), status, _remark(verdict), result.seconds))
+
+
+def _remark(verdict: Verdict) -> str:
+    if verdict.failure is not None:
+        return f"{verdict.failure.code}: {verdict.failure.message}"
+    metrics = {
+        name: Metric(delta.baseline, delta.exported, delta.delta) for name, delta in verdict.deltas.items()
+    }
+    return ", ".join(f"{name} {movement(metric)}" for name, metric in primary_metrics(metrics).items())

@@ -1,0 +1,70 @@
+"""How much memory a job is given: estimated from its checkpoint and image size, or as the manifest says.
+
+The estimate errs on the large side: it is also the limit at which the job is stopped. What counts is memory
+that the kernel could not take back (anonymous and shared memory of the job's processes), not mapped files.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zooport.export_core.config import Config
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+_UNITS = {"KIB": KIB, "MIB": MIB, "GIB": GIB, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+BASE, PER_BYTE, PER_PIXEL = GIB, 3.5, 600
+LARGEST_IMAGE = 800 * 1333
+_SMALLEST = GIB // 2  # of a worker
+
+
+def estimate(checkpoint: int, pixels: int) -> int:
+    """Return the bytes that a job is thought to need at most.
+
+    Args:
+        checkpoint: bytes of the weights file; 0 when they are not known.
+        pixels: of one input image; 0 when they are not known.
+    """
+    return BASE + int(PER_BYTE * checkpoint) + PER_PIXEL * (pixels or LARGEST_IMAGE)
+
+
+def image_pixels(config: Config) -> int:
+    """Return how many pixels an input image has at most, by ``INPUT.MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``."""
+    shortest, longest = config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST
+    if not shortest:  # images keep their size
+        return LARGEST_IMAGE
+    return int(min(shortest, longest) * longest)
+
+
+def parse(text: str) -> int:
+    """Return the bytes that a text such as ``6GiB`` or ``500 MB`` means; ValueError for any other."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
+    size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
+    if size <= 0:
+        raise ValueError("an amount of memory with its unit, such as 6GiB or 500MB")
+    return size
+
+
+def shown(size: int) -> str:
+    """Return bytes as people read them: ``6.0 GiB``."""
+    unit, name = (GIB, "GiB") if size >= GIB else (MIB, "MiB")
+    return f"{size / unit:.1f} {name}"
+
+
+def size_class(reservation: int, most: int = 0) -> int:
+    """Return the memory, in bytes, that a worker for this reservation sets aside in Ray.
+
+    Reservations are rounded up to 0.5, 0.75, 1, 1.5, 2, 3, 4, 6 ... GiB, so that a run needs few kinds of
+    workers. No worker asks for more than ``most``, what the largest machine has (0: not known), because none
+    would ever come. 0 stays 0: no reservation.
+    """
+    if reservation <= 0:
+        return 0
+    size = _SMALLEST
+    while size < reservation:
+        if size + size // 2 >= reservation:
+            size += size // 2
+            break
+        size *= 2
+    return min(size, most) if most else size
