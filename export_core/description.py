@@ -70,7 +70,7 @@ def describe_model(
             "unknown_config_nodes": list(config.unknown),
             "extensions": describe_extensions(source.imports),
         },
-        "versions": {**tool_versions(), "python": platform.python_version()},
+        "versions": {**tool_versions((*TOOLS, *exporter.info.tools)), "python": platform.python_version()},
         "notes": list(notes),
     }
 

@@ -97,6 +97,7 @@ def _export(
     description = describe_model(
         checkpoint, config, digest, exporter, samples[0], loaded_dataset, options, notes
     )
+    exporter.annotate(staging, description)
     write_description(description, staging)
     _hand_over(staging, config, fields, samples)
     return notes

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zooport import __version__
+from zooport.export_core import formats
 from zooport.export_core.artifacts import is_intact
 from zooport.export_core.evaluation.deltas import MetricDelta, judge
 from zooport.export_core.failures import Failure, FailureRecord, Stage
@@ -185,7 +186,8 @@ class _Keys:
                 "options": dict(target.options),
                 "dataset": self._dataset(target.dataset),
                 "sample": None if target.sample_image is None else self._raw(target.sample_image),
-                "tools": self._tools,
+                "tools": self._tools
+                | {name: _version(name) for name in formats.get(target.format).info.tools},
             }
         )
 

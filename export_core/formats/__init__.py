@@ -13,6 +13,7 @@ __all__ = ["Format", "FormatInfo", "Tolerance", "describe", "get", "names"]
 _FORMATS = {
     "torchscript-trace": "torchscript_trace:TorchScriptTrace",
     "torchscript-script": "torchscript_script:TorchScriptScript",
+    "onnx": "onnx_export:Onnx",
 }
 
 

@@ -48,6 +48,7 @@ class FormatInfo:
         requires_extra: name of zooport's extra with the needed packages, None when there is none.
         options: option name -> what it does and its default.
         call: how the artifact is called, for model.json.
+        tools: packages besides torch and torchvision whose versions make a difference to the artifact.
     """
 
     name: str
@@ -55,6 +56,7 @@ class FormatInfo:
     main_file: str
     call: str
     requires_extra: str | None = None
+    tools: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     tolerance: Tolerance = Tolerance()
 
@@ -116,6 +118,15 @@ class Format(ABC):
 
         Raises:
             Failure: ``unsupported.operator``, ``export.failed`` or ``resource.disk``.
+        """
+
+    def annotate(  # noqa: B027  most formats have no such place
+        self, directory: Path, description: Mapping[str, Any]
+    ) -> None:
+        """Enter into the artifact's own files what model.json says, where they have a place for it.
+
+        Raises:
+            Failure: ``resource.disk``.
         """
 
     @abstractmethod

@@ -80,6 +80,24 @@ def class_nms(
     return torch.where(crowded, by_sort, best_first)
 
 
+class ClassNms(nn.Module):
+    """:func:`class_nms` with its settings, a module so that a format may put an operator in its place.
+
+    Args:
+        iou_threshold: boxes that overlap a better one of their class by more are dropped.
+        groups: as of :func:`class_nms`.
+    """
+
+    def __init__(self, iou_threshold: float, groups: int = 1) -> None:
+        super().__init__()
+        self.iou_threshold = float(iou_threshold)
+        self.groups = groups
+
+    def forward(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> Tensor:
+        """Return int64 indices of the kept boxes (N, 4), best score (N,) first, for integer classes (N,)."""
+        return class_nms(boxes, scores, classes, self.iou_threshold, self.groups)
+
+
 class BoxCoder(nn.Module):
     """Apply regression deltas to boxes (Girshick et al., R-CNN, appendix C).
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zooport.export_core.config import Config
-from zooport.export_core.modeling.boxes import class_nms
+from zooport.export_core.modeling.boxes import ClassNms
 from zooport.export_core.modeling.images import ImageNormalizer
 from zooport.export_core.modeling.layers import make_norm
 
@@ -36,7 +36,7 @@ class DenseSelector(nn.Module):
         super().__init__()
         self.score_thresh = float(score_thresh)
         self.topk_candidates = topk_candidates
-        self.nms_thresh = float(nms_thresh)
+        self.nms = ClassNms(nms_thresh)
         self.topk = topk
 
     def candidates(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,7 +51,7 @@ class DenseSelector(nn.Module):
 
     def forward(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> dict[str, Tensor]:
         """Return pred_boxes (N, 4), scores (N,) and pred_classes (N,), best first, from all candidates."""
-        kept = class_nms(boxes, scores, classes, self.nms_thresh)[: self.topk]
+        kept = self.nms(boxes, scores, classes)[: self.topk]
         return {"pred_boxes": boxes[kept], "scores": scores[kept], "pred_classes": classes[kept]}
 
 

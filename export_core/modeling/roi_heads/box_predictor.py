@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zooport.export_core.config import Config
-from zooport.export_core.modeling.boxes import BoxCoder, class_nms, clip_boxes
+from zooport.export_core.modeling.boxes import BoxCoder, ClassNms, clip_boxes
 
 # LVIS has 1,203 classes and a score threshold of 0.0001, so tens of thousands of boxes reach NMS.
 CLASSES_PER_NMS = 100
@@ -74,9 +74,8 @@ class DetectionSelector(nn.Module):
     def __init__(self, score_thresh: float, nms_thresh: float, topk: int, classes: int) -> None:
         super().__init__()
         self.score_thresh = float(score_thresh)
-        self.nms_thresh = float(nms_thresh)
+        self.nms = ClassNms(nms_thresh, groups=math.ceil(classes / CLASSES_PER_NMS))
         self.topk = topk
-        self.nms_groups = math.ceil(classes / CLASSES_PER_NMS)
 
     @classmethod
     def from_config(cls, config: Config) -> "DetectionSelector":
@@ -120,5 +119,5 @@ class DetectionSelector(nn.Module):
         boxes = boxes.expand(-1, scores.shape[1], 4)
         rows, classes = torch.nonzero(scores > self.score_thresh).unbind(1)
         boxes, scores = boxes[rows, classes], scores[rows, classes]
-        kept = class_nms(boxes, scores, classes, self.nms_thresh, self.nms_groups)[: self.topk]
+        kept = self.nms(boxes, scores, classes)[: self.topk]
         return {"pred_boxes": boxes[kept], "scores": scores[kept], "pred_classes": classes[kept]}

@@ -1,0 +1,165 @@
+"""Modules that say in ONNX's operators what a module of a model says in torch's.
+
+A converter records one pass over a sample. A loop over data would be unrolled by that, and suppression class
+by class has an operator in ONNX. So these modules take the place of the model's own while it is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import nms
+
+from zooport.export_core.formats.onnx_operators import MANY_BOXES, constant, float_at_most
+from zooport.export_core.modeling.boxes import ClassNms
+from zooport.export_core.modeling.roi_heads.keypoint_head import HeatmapDecoder
+
+NO_BOX = -1e9  # score of what fills up the rows of classes with fewer boxes than others
+A_BOX = -5e8  # above it
+CUBIC = -0.75  # the coefficient of torch's bicubic interpolation
+
+
+@contextmanager
+def stand_ins(model: nn.Module) -> Iterator[None]:
+    """Replace modules by their stand-ins for a while; compile what else loops over data."""
+    places = [
+        (parent, name, child, _stand_in(child))
+        for parent in model.modules()
+        for name, child in parent.named_children()
+    ]
+    replaced = [place for place in places if place[-1] is not None]
+    try:
+        for parent, name, _, stand_in in replaced:
+            setattr(parent, name, stand_in)
+        yield
+    finally:
+        for parent, name, child, _ in replaced:
+            setattr(parent, name, child)
+
+
+def _stand_in(module: nn.Module) -> Any:
+    if type(module) is ClassNms:
+        return BatchedClassNms(module.iou_threshold).eval()
+    if type(module) is HeatmapDecoder:
+        return MatrixHeatmapDecoder().eval()
+    if getattr(module, "loops_over_data", False):
+        return torch.jit.script(module)
+    return None
+
+
+class BatchedClassNms(nn.Module):
+    """Suppression class by class, by an operator that takes the boxes of each class as one of a batch.
+
+    Overlaps are computed from the coordinates as they are, in float32. Equal scores go by position.
+    """
+
+    def __init__(self, iou_threshold: float) -> None:
+        super().__init__()
+        self.iou_threshold = iou_threshold
+
+    def forward(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> Tensor:
+        """Return int64 indices of the kept boxes, best first; arguments as of ClassNms."""
+        # One more that is never kept, of a class of its own: no dimension is ever 0.
+        all_boxes = torch.cat((boxes, boxes.new_zeros(1, 4)))
+        all_scores = torch.cat((scores, scores.new_full((1,), NO_BOX)))
+        labels, order = torch.cat((classes, classes.new_full((1,), -1))).sort(stable=True)
+        count = torch._shape_as_tensor(labels)
+        previous = torch.cat((labels[:1] - 1, labels[:-1]))
+        starts = torch.nonzero(labels != previous).squeeze(1)
+        lengths = torch.cat((starts[1:], count)) - starts
+        columns = torch.arange(lengths.max())[None]  # type: ignore[call-overload]  # stays a tensor
+        members = order[torch.minimum(starts[:, None] + columns, count - 1)]
+        rated = torch.where(columns < lengths[:, None], all_scores[members], NO_BOX)
+        kept = _BatchedNms.apply(all_boxes[members], rated[:, None], self.iou_threshold)
+        by_position = order[starts[kept[:, 0]] + kept[:, 2]].sort()[0]
+        return by_position[torch.argsort(scores[by_position], descending=True, stable=True)]
+
+
+class _BatchedNms(torch.autograd.Function):
+    """ONNX's NonMaxSuppression: int64 (K, 3) of batch, 0 and box, from boxes (B, M, 4), scores (B, 1, M)."""
+
+    @staticmethod
+    def forward(context: Any, boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+        found = []
+        for index in range(len(boxes)):
+            members = torch.nonzero(scores[index, 0] > A_BOX).squeeze(1)
+            kept = members[nms(boxes[index, members], scores[index, 0, members], iou_threshold)]
+            found.append(torch.stack((torch.full_like(kept, index), torch.zeros_like(kept), kept), dim=1))
+        return torch.cat(found)
+
+    @staticmethod
+    def symbolic(graph: Any, boxes: Any, scores: Any, iou_threshold: float) -> Any:
+        chosen = graph.op(
+            "NonMaxSuppression",
+            boxes,
+            scores,
+            constant(graph, [MANY_BOXES]),
+            constant(graph, [float_at_most(iou_threshold)], exact=False),
+            constant(graph, [A_BOX], exact=False),
+        )
+        return chosen.setType(boxes.type().with_dtype(torch.int64).with_sizes([None, 3]))
+
+
+class MatrixHeatmapDecoder(nn.Module):
+    """The highest pixel of each upsampled heatmap; upsampling is separable, so it is two matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peaks = torch.jit.script(peaks)
+
+    def forward(self, heatmaps: Tensor, boxes: Tensor) -> Tensor:
+        """Return float32 (R, K, 3); arguments as of HeatmapDecoder."""
+        sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
+        pixels = sides.ceil()
+        places, logits = self.peaks(heatmaps, pixels.to(torch.int64))
+        widths = pixels[:, :1].to(torch.int64)
+        columns = (places % widths).to(heatmaps.dtype)
+        rows = torch.div(places, widths, rounding_mode="floor").to(heatmaps.dtype)
+        scales = sides / pixels
+        x = (columns + 0.5) * scales[:, :1] + boxes[:, :1]
+        y = (rows + 0.5) * scales[:, 1:] + boxes[:, 1:2]
+        cells = (heatmaps - logits[:, :, None, None]).exp().sum([2, 3])
+        return torch.stack((x, y, 1.0 / cells), dim=2)
+
+
+def peaks(heatmaps: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return place (y * width + x) and value of the highest pixel of each heatmap, resized bicubically.
+
+    Args:
+        heatmaps: (R, K, S, S).
+        pixels: int64 (R, 2), widths and heights.
+
+    Returns:
+        int64 and float32 (R, K).
+    """
+    side = heatmaps.shape[3]
+    cells = torch.arange(-2, side + 2)
+    within = cells.clamp(0, side - 1)  # the border is repeated
+    bordered = heatmaps[:, :, within][:, :, :, within]
+    # The first entries are none of a detection: there is always something to put together.
+    places = [torch.zeros_like(heatmaps[:1, :, 0, 0], dtype=torch.int64)]
+    logits = [torch.zeros_like(heatmaps[:1, :, 0, 0])]
+    for index in range(heatmaps.shape[0]):
+        to_columns = cubic_weights(pixels[index, 0], cells, side)
+        to_rows = cubic_weights(pixels[index, 1], cells, side)
+        surface = torch.matmul(torch.matmul(to_rows, bordered[index]), to_columns.t())
+        logit, place = surface.flatten(1).max(1)
+        places.append(place[None])
+        logits.append(logit[None])
+    return torch.cat(places)[1:], torch.cat(logits)[1:]
+
+
+def cubic_weights(length: Tensor, cells: Tensor, side: int, a: float = CUBIC) -> Tensor:
+    """Return the float32 (length, cells) weight of each of ``side`` cells for each pixel they are resized to.
+
+    It is torch's interpolation with ``align_corners=False`` (Keys 1981, with a = -0.75).
+    """
+    source = (torch.arange(int(length)) + 0.5) * (side / length) - 0.5
+    distance = (source[:, None] - cells).abs()
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return torch.where(distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(far)))
