@@ -58,7 +58,7 @@ def run_export(
     """Export, verify and evaluate one checkpoint in one format, and publish the artifact.
 
     Args:
-        job: what to do. Its deadline is for all stages together.
+        job: what to do. Its timeout is for all stages together, its deadlines for one each.
         stages: the functions that do it.
         server: where processes are forked.
         on_stage: called as each stage begins.
@@ -69,7 +69,7 @@ def run_export(
         The artifact and the metrics of the exported model, or why there are none.
     """
     with kept_log(job.log) as log:
-        course = _Course(job.timeout, log, server, on_stage, cancellation)
+        course = _Course(job, log, server, on_stage, cancellation)
         try:
             artifact, metrics, notes = _export(job, stages, course, permit)
         except Exception as error:
@@ -87,7 +87,7 @@ def run_baseline(
 ) -> BaselineResult:
     """Evaluate the eager model of one checkpoint on one dataset."""
     with kept_log(job.log) as log:
-        course = _Course(job.timeout, log, server, on_stage, cancellation)
+        course = _Course(job, log, server, on_stage, cancellation)
         try:
             course.enter(Stage.LOAD)
             metrics = course.run(stages.baseline, job.checkpoint, job.dataset)
@@ -144,17 +144,17 @@ def _with_disk(failure: Failure, staging: Path, output: Place) -> Failure:
 
 
 class _Course:
-    """One job on its way: the deadline, the stage it is in, and the seconds that each stage took."""
+    """One job on its way: its limits, the stage it is in, and the seconds that each stage took."""
 
     def __init__(
         self,
-        timeout: float | None,
+        job: ExportJob | BaselineJob,
         log: Path,
         server: ForkServer | None,
         on_stage: OnStage | None,
         cancellation: Cancellation | None,
     ) -> None:
-        self._timeout = timeout
+        self._job = job
         self._log = log
         self._server = server
         self._on_stage = on_stage
@@ -181,8 +181,8 @@ class _Course:
             self._on_stage(stage)
 
     def run(self, function: str, *args: Any) -> Any:
-        """Run one function in a disposable process, within what is left of the deadline."""
-        left = None if self._timeout is None else max(0.0, self._timeout - self.elapsed)
+        """Run one function in a disposable process, within what is left of the job's limits."""
+        left = None if self._job.timeout is None else max(0.0, self._job.timeout - self.elapsed)
         return run_isolated(
             function,
             *args,
@@ -191,6 +191,9 @@ class _Course:
             on_stage=self.enter,
             server=self._server,
             cancellation=self._cancellation,
+            deadlines=self._job.deadlines,
+            stage=self.stage,
+            memory=self._job.reservation,
         )
 
     def seconds(self) -> dict[str, float]:
@@ -202,10 +205,10 @@ class _Course:
         return total
 
     def failure(self, error: Exception) -> FailureRecord:
-        """Return what went wrong, with the stage; a deadline is that of the whole job."""
+        """Return what went wrong, with the stage; a deadline for no stage is that of the whole job."""
         failure = diagnose(error, self.stage)
-        if failure.code == "resource.timeout":
-            message = f"stopped at the deadline of {self._timeout:g} s in stage {failure.stage}"
+        if failure.code == "resource.timeout" and "stage_deadline" not in failure.details:
+            message = f"stopped at the deadline of {self._job.timeout:g} s in stage {failure.stage}"
             failure = Failure(
                 failure.code, message, stage=failure.stage, hint=failure.hint, details=failure.details
             )

@@ -34,6 +34,7 @@ def misbehave(name: str, stage: str, staging: Path) -> None:
         "exit": lambda: os._exit(3),
         "hang": lambda: time.sleep(600),
         "sleep": lambda: time.sleep(float(words[-1])),
+        "leak": leak,
         "raise": lambda: fail(ValueError("this checkpoint\nis strange")),
         "unsupported": lambda: fail(Failure("unsupported.architecture", f"MODEL.META_ARCHITECTURE: {name}")),
         "fill": lambda: (staging / "large").write_bytes(b"x" * 10_000_000),
@@ -53,6 +54,14 @@ def crash_at_first(checkpoint: CheckpointSource) -> None:
         file.write("x")
     if tries.stat().st_size <= int(checkpoint.name.split("-")[-1]):
         ctypes.string_at(0)
+
+
+def leak() -> None:
+    """Hold more and more memory."""
+    held = []
+    while True:
+        held.append(b"x" * (2 << 20))
+        time.sleep(0.01)
 
 
 def fill_as_a_library(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import signal
 import subprocess
@@ -78,6 +79,39 @@ def hang_holding_the_interpreter(*, report: Report) -> None:
     """Sleep in native code without giving other Python threads a chance."""
     report(Stage.EXPORT)
     ctypes.PyDLL(None).sleep(600)
+
+
+def leak(step: int, *, report: Report) -> None:
+    """Hold more and more memory."""
+    report(Stage.EXPORT)
+    held = []
+    while True:
+        held.append(b"x" * step)
+        time.sleep(0.01)
+
+
+def leak_in_a_child(step: int, *, report: Report) -> None:
+    """Let a process that this one started hold more and more memory."""
+    program = f"held = []\nimport time\nwhile True: held.append(b'x' * {step}); time.sleep(0.01)"
+    subprocess.run([sys.executable, "-c", program], check=False)
+
+
+def map_a_file(path: str, size: int, *, report: Report) -> int:
+    """Read a mapped file of this size, which takes address space and page cache, but nobody's memory."""
+    with Path(path).open("w+b") as file:
+        file.truncate(size)
+        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as mapped:
+            found = sum(mapped[::4096])
+            time.sleep(0.6)
+    return found
+
+
+def dawdle_in(first: str, second: str, seconds: float, *, report: Report) -> str:
+    """Take so many seconds for each of two stages."""
+    for stage in (first, second):
+        report(Stage(stage))
+        time.sleep(seconds)
+    return "done"
 
 
 def leave_children(file: str, mode: str, *, report: Report) -> str:

@@ -168,6 +168,53 @@ def test_a_hang_is_stopped_at_its_deadline(
     assert f"in {function.__name__}" in (tmp_path / "log").read_text()  # where it hung
 
 
+def test_a_stage_has_a_deadline_of_its_own(run: Callable[..., Any]) -> None:
+    deadlines = {"load": 5.0, "export": 0.4, "verify": 0.1}
+    failure = failure_of(lambda: run(functions.dawdle_in, "load", "export", 0.6, deadlines=deadlines))
+    assert failure.code == "resource.timeout"
+    assert failure.stage is Stage.EXPORT
+    assert "deadline of 0.4 s for stage export" in failure.message
+
+
+def test_stages_within_their_deadlines_are_not_summed(run: Callable[..., Any]) -> None:
+    deadlines = {"load": 2.0, "export": 2.0}
+    assert run(functions.dawdle_in, "load", "export", 0.3, deadlines=deadlines, timeout=30) == "done"
+    failure = failure_of(
+        lambda: run(functions.dawdle_in, "load", "export", 0.6, deadlines=deadlines, timeout=0.9)
+    )
+    assert "deadline of 0.9 s in stage export" in failure.message
+
+
+def test_a_function_that_reports_nothing_is_in_the_stage_it_began_in(run: Callable[..., Any]) -> None:
+    pid = "/dev/null"
+    failure = failure_of(lambda: run(functions.mark_and_hang, pid, deadlines={"load": 0.3}, stage=Stage.LOAD))
+    assert (failure.code, failure.stage) == ("resource.timeout", Stage.LOAD)
+
+
+class TestMemory:
+    """A process is stopped at its limit, long before the kernel would look for somebody to kill."""
+
+    LIMIT = 200 << 20
+
+    @pytest.mark.parametrize("function", [functions.leak, functions.leak_in_a_child])
+    def test_a_leak_is_stopped_with_its_numbers(
+        self, run: Callable[..., Any], tmp_path: Path, function: Callable[..., Any]
+    ) -> None:
+        failure = failure_of(lambda: run(function, 4 << 20, memory=self.LIMIT))
+        assert failure.code == "resource.memory"
+        assert failure.retryable
+        assert "its limit is 200 MiB" in failure.message
+        assert failure.details["limit_bytes"] == self.LIMIT
+        assert self.LIMIT < failure.details["held_bytes"] < 4 * self.LIMIT
+        assert f"in {function.__name__}" in (tmp_path / "log").read_text()
+
+    def test_mapped_files_do_not_count(self, run: Callable[..., Any], tmp_path: Path) -> None:
+        assert run(functions.map_a_file, str(tmp_path / "large"), 3 * self.LIMIT, memory=self.LIMIT) == 0
+
+    def test_what_stays_below_is_not_disturbed(self, run: Callable[..., Any]) -> None:
+        assert len(run(functions.big, self.LIMIT // 8, memory=self.LIMIT)) == self.LIMIT // 8
+
+
 @pytest.mark.parametrize("mode", ["group", "session", "crash"])
 def test_what_a_job_started_is_gone_with_it(run: Callable[..., Any], tmp_path: Path, mode: str) -> None:
     file = tmp_path / "pid"

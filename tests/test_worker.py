@@ -121,6 +121,26 @@ def test_the_deadline_is_for_all_stages_together(job: Callable[..., ExportJob], 
     assert result.failure.code == "resource.timeout"
 
 
+@pytest.mark.parametrize(("name", "stage"), [("hang-1", "export"), ("verify-hang-1", "verify")])
+def test_a_stage_has_a_deadline_of_its_own(
+    job: Callable[..., ExportJob], server: ForkServer, name: str, stage: str
+) -> None:
+    deadlines = {"load": 50.0, "export": 50.0, "verify": 50.0} | {stage: 0.4}
+    result = run_export(job(name, deadlines=deadlines), FAKE, server=server)
+    assert result.failure is not None
+    assert (result.failure.code, result.failure.stage) == ("resource.timeout", stage)
+    assert f"deadline of 0.4 s for stage {stage}" in result.failure.message
+
+
+def test_a_leak_ends_at_the_jobs_reservation(job: Callable[..., ExportJob], server: ForkServer) -> None:
+    one = job("leak-1", reservation=150 << 20)
+    result = run_export(one, FAKE, server=server)
+    assert result.failure is not None
+    assert (result.failure.code, result.failure.stage) == ("resource.memory", "export")
+    assert "its limit is 150 MiB" in result.failure.message
+    assert left_behind(one) == []
+
+
 def test_a_failed_job_leaves_the_earlier_artifact(job: Callable[..., ExportJob], server: ForkServer) -> None:
     first = run_export(job("good"), FAKE, server=server)
     assert first.artifact is not None

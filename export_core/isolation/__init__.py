@@ -2,15 +2,15 @@
 
 The process is forked from a server that has imported torch (:mod:`zooport.export_core.isolation.server`), so
 it costs milliseconds. It has its own session and process group, no standard input, a log instead of standard
-output and error, and one compute thread. At its deadline, or when its caller goes away, it is killed with
-everything that it started.
+output and error, and one compute thread. At a deadline, at its limit of memory, or when its caller goes away,
+it is killed with everything that it started.
 """
 
 from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from zooport.export_core.diagnosis import diagnose_exit, disk_failure, out_of_me
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.isolation.child import Request
 from zooport.export_core.isolation.client import PRELOAD, ForkServer, default_server
-from zooport.export_core.isolation.process import Cancellation, Process
+from zooport.export_core.isolation.process import Cancellation, Limits, Process
 
-__all__ = ["PRELOAD", "Cancellation", "ForkServer", "default_server", "run_isolated"]
+__all__ = ["PRELOAD", "Cancellation", "ForkServer", "Limits", "default_server", "run_isolated"]
 
 
 def run_isolated(
@@ -31,6 +31,9 @@ def run_isolated(
     on_stage: Callable[[Stage], None] | None = None,
     server: ForkServer | None = None,
     cancellation: Cancellation | None = None,
+    deadlines: Mapping[str, float] | None = None,
+    stage: Stage | None = None,
+    memory: int = 0,
 ) -> Any:
     """Run ``function(*args, report=report)`` in a disposable process and return what it returns.
 
@@ -42,6 +45,10 @@ def run_isolated(
         on_stage: called with each :class:`Stage` that the function passes to ``report``, as it begins.
         server: where the process is forked; this process's own server when None.
         cancellation: kills the process when it is set.
+        deadlines: stage -> seconds that it may take, counted from when the function reports it.
+        stage: the one in which the process begins.
+        memory: bytes that the process may hold with all that it starts
+            (:func:`zooport.export_core.isolation.memory.held`), 0 for no limit.
 
     Raises:
         Failure: the one that the function raised; or ``worker.crashed`` with the signal or exit code,
@@ -55,25 +62,20 @@ def run_isolated(
     request = Request(tuple(sys.path), str(Path.cwd()), str(log), pickle.dumps((function, args)))
     kills_before = out_of_memory_kills()
     connection, status = (server or default_server()).fork()
-    process = Process(connection, status, on_stage, cancellation)
+    process = Process(connection, status, on_stage, cancellation, stage)
+    limits = Limits(timeout, deadlines or {}, memory)
     try:
         process.send(pickle.dumps(request))
-        process.wait(timeout)
+        process.wait(limits)
     finally:
         process.end()
     if process.cancelled:
         raise Failure(
             "run.cancelled", "the job was stopped because its run was cancelled", stage=process.stage
         )
-    if process.expired:
-        doing = f" in stage {process.stage}" if process.stage else ""
-        raise Failure(
-            "resource.timeout",
-            f"stopped at the deadline of {timeout:g} s{doing}",
-            stage=process.stage,
-            hint=f"raise the timeout, or see where it was in {log}",
-            details={"log_tail": tail(log)},
-        )
+    stopped = _at_limit(process, limits, log)
+    if stopped is not None:
+        raise stopped
     if process.outcome is not None:
         return process.outcome.unpack()
     if process.exit_status is None:
@@ -82,3 +84,29 @@ def run_isolated(
         )
     starved = out_of_memory_kills() > kills_before
     raise diagnose_exit(process.exit_status, process.stage, log, starved=starved)
+
+
+def _at_limit(process: Process, limits: Limits, log: Path) -> Failure | None:
+    """Return the failure of a process that was stopped at a limit, None for one that was not."""
+    doing = f" in stage {process.stage}" if process.stage else ""
+    see = f"or see where it was in {log}"
+    details: dict[str, Any] = {"log_tail": tail(log)}
+    if process.expired:
+        message, hint = f"stopped at the deadline of {limits.timeout:g} s{doing}", f"raise the timeout, {see}"
+        return Failure("resource.timeout", message, stage=process.stage, hint=hint, details=details)
+    if process.late is not None:
+        message = f"stopped at the deadline of {process.late:g} s for stage {process.stage}"
+        hint = f"raise the timeout of {process.stage}, {see}"
+        details["stage_deadline"] = process.late
+        return Failure("resource.timeout", message, stage=process.stage, hint=hint, details=details)
+    if process.held is not None:
+        message = f"stopped{doing} when it held {_mebibytes(process.held)}: its limit is"
+        message += f" {_mebibytes(limits.memory)}"
+        hint = f"give it more (memory: in the manifest), {see}"
+        details |= {"held_bytes": process.held, "limit_bytes": limits.memory}
+        return Failure("resource.memory", message, stage=process.stage, hint=hint, details=details)
+    return None
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.0f} MiB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import select
@@ -10,17 +11,19 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from zooport.export_core.diagnosis import one_line
 from zooport.export_core.failures import Failure, Stage
+from zooport.export_core.isolation import memory
 from zooport.export_core.isolation.child import LENGTH, Kind, frame
 from zooport.export_core.isolation.server import STATUS, kill_group
 
 _START_TIMEOUT = 180.0  # seconds for the process to begin; the server may still be importing
 _TRACE_TIME = 0.2  # seconds a hanging process gets to write its stack trace to the log
+_LOOK = 0.2  # seconds between two looks at the memory that a process holds
 _KILL_TIMEOUT = 10.0  # seconds for a killed process to be gone; a disk that hangs takes longer
 
 
@@ -40,6 +43,21 @@ class Outcome:
         if self.kind is Kind.FAILURE:
             raise content
         return content
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a process may take.
+
+    Attributes:
+        timeout: seconds from its start until it is killed, None for no deadline.
+        deadlines: stage -> seconds that it may take.
+        memory: bytes that it may hold with all that it starts, 0 for no limit.
+    """
+
+    timeout: float | None = None
+    deadlines: Mapping[str, float] = field(default_factory=dict)
+    memory: int = 0
 
 
 class Cancellation:
@@ -71,12 +89,16 @@ class Process:
         status: int,
         on_stage: Callable[[Stage], None] | None,
         cancellation: Cancellation | None,
+        stage: Stage | None = None,
     ) -> None:
-        self.stage: Stage | None = None
+        self.stage = stage
         self.outcome: Outcome | None = None
         self.exit_status: int | None = None
-        self.expired = False
+        self.expired = False  # the whole time is up
+        self.late: float | None = None  # the seconds that the stage it is in may take are up
+        self.held: int | None = None  # bytes that were too many
         self.cancelled = False
+        self._entered = 0.0
         self._connection = connection
         self._status = status
         self._on_stage = on_stage
@@ -96,16 +118,41 @@ class Process:
             self._connection.sendall(frame(request))
         self._connection.setblocking(False)
 
-    def wait(self, timeout: float | None) -> None:
-        """Return when there is an outcome, when the process has ended, or at the deadline."""
+    def wait(self, limits: Limits) -> None:
+        """Return when there is an outcome, when the process has ended, or when it is at one of its limits."""
         if not self._until(lambda: self._pid is not None, time.monotonic() + _START_TIMEOUT):
             return
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self.expired = not self._until(lambda: self.outcome is not None or self.cancelled, deadline)
-        if self.expired and self._pid is not None:
+        if self._pid is None:
+            return
+        self._entered = time.monotonic()
+        end = math.inf if limits.timeout is None else self._entered + limits.timeout
+        while not self._is_over() and not self._is_at(limits, end):
+            stage, look = self.stage, time.monotonic() + _LOOK if limits.memory else math.inf
+            self._until(
+                lambda stage=stage: self._is_over() or self.stage is not stage,  # type: ignore[misc]
+                min(end, self._end_of_stage(limits), look),
+            )
+        if not self._is_over():  # the log then tells where it was
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGUSR1)
             self._until(lambda: False, time.monotonic() + _TRACE_TIME)
+
+    def _is_over(self) -> bool:
+        return self.outcome is not None or self.cancelled or not self._status_open
+
+    def _is_at(self, limits: Limits, end: float) -> bool:
+        """Whether the process is at one of its limits; notes at which."""
+        now = time.monotonic()
+        if now >= end:
+            self.expired = True
+        elif now >= self._end_of_stage(limits):
+            self.late = limits.deadlines[str(self.stage)]
+        elif limits.memory and self._pid is not None and (held := memory.held(self._pid)) > limits.memory:
+            self.held = held
+        return self.expired or self.late is not None or self.held is not None
+
+    def _end_of_stage(self, limits: Limits) -> float:
+        return self._entered + limits.deadlines.get(str(self.stage), math.inf)
 
     def end(self) -> None:
         """Kill what is left of the process and its group, wait until it is gone, and close everything."""
@@ -116,13 +163,13 @@ class Process:
         self._connection.close()
         os.close(self._status)
 
-    def _until(self, done: Callable[[], bool], deadline: float | None) -> bool:
+    def _until(self, done: Callable[[], bool], deadline: float) -> bool:
         """Handle messages until ``done`` or the process ended (True), or until the deadline (False)."""
         while not done() and self._status_open:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 return False
-            for descriptor, _ in self._poll.poll(None if left is None else left * 1000):
+            for descriptor, _ in self._poll.poll(None if left == math.inf else left * 1000):
                 if descriptor == self._status:
                     self._read_status()
                 elif descriptor == self._cancel:
@@ -174,7 +221,9 @@ class Process:
     def _take(self, message: bytes) -> None:
         kind, content = pickle.loads(message)  # noqa: S301 - from a process that ran our own function
         if kind is Kind.STAGE:
-            self.stage = Stage(pickle.loads(content))  # noqa: S301
+            stage = Stage(pickle.loads(content))  # noqa: S301
+            if stage is not self.stage:
+                self.stage, self._entered = stage, time.monotonic()
             if self._on_stage is not None:
                 self._on_stage(self.stage)
         elif self.outcome is None:
