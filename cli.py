@@ -15,7 +15,9 @@ import typer
 
 from zooport import __version__
 from zooport.export_core.failures import Failure
+from zooport.jobs import limits, memory
 from zooport.jobs.exit_codes import FAILED, USAGE, exit_code
+from zooport.jobs.limits import Deadlines
 from zooport.jobs.output import OutputFormat
 from zooport.jobs.registry.records import ExportFilter
 from zooport.jobs.values import Status
@@ -49,8 +51,12 @@ JobsOption = Annotated[
     typer.Option("-j", "--jobs", min=1, help="Jobs at once. Default: one per CPU.", show_default=False),
 ]
 TimeoutOption = Annotated[
-    float | None,
-    typer.Option(min=0.001, metavar="SECONDS", help="Stop a job that takes longer.", show_default=False),
+    str | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Stop a job that takes longer; by stage: load=60,export=300,verify=120,evaluate=900,total=1200.",
+        show_default=False,
+    ),
 ]
 RetriesOption = Annotated[
     int | None,
@@ -89,6 +95,20 @@ db = typer.Typer(help="Look after the registry's schema.")
 app.add_typer(db, name="db")
 zoo = typer.Typer(help="The official detectron2 zoo: what is in it and what converts to what.")
 app.add_typer(zoo, name="zoo")
+
+
+def _deadlines(text: str | None) -> Deadlines:
+    try:
+        return Deadlines() if text is None else limits.parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--timeout: {error}") from None
+
+
+def _memory(text: str | None) -> int:
+    try:
+        return 0 if text is None else memory.parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--memory {text}: expected {error}") from None
 
 
 def _print_version(wanted: bool) -> None:
@@ -311,8 +331,16 @@ def submit(
     from zooport.jobs.runner import RunSettings
 
     settings = RunSettings(address, workers, fail_fast)
+    deadlines = _deadlines(timeout)
     request = submission.Request(
-        registry, settings, timeout, dry_run, result, imports=tuple(imports or ()), retries=retries
+        registry,
+        settings,
+        deadlines.total,
+        dry_run,
+        result,
+        imports=tuple(imports or ()),
+        deadlines=deadlines.stages,
+        retries=retries,
     )
     return submission.submit(manifest, request, output)
 
@@ -351,8 +379,16 @@ def rerun(
     if not failed:
         raise typer.BadParameter("say what to run again: --failed")
     settings = RunSettings(address, workers, fail_fast)
+    deadlines = _deadlines(timeout)
     request = submission.Request(
-        registry, settings, timeout, dry_run, result, imports=tuple(imports or ()), retries=retries
+        registry,
+        settings,
+        deadlines.total,
+        dry_run,
+        result,
+        imports=tuple(imports or ()),
+        deadlines=deadlines.stages,
+        retries=retries,
     )
     return submission.rerun(request, run, code, include_unsupported=include_unsupported)
 
@@ -380,8 +416,16 @@ def resume(
     from zooport.jobs.runner import RunSettings
 
     settings = RunSettings(address, workers, fail_fast)
+    deadlines = _deadlines(timeout)
     request = submission.Request(
-        registry, settings, timeout, dry_run, result, imports=tuple(imports or ()), retries=retries
+        registry,
+        settings,
+        deadlines.total,
+        dry_run,
+        result,
+        imports=tuple(imports or ()),
+        deadlines=deadlines.stages,
+        retries=retries,
     )
     return submission.resume(request, run)
 
@@ -420,6 +464,10 @@ def export(
         str | None, typer.Option(help="The model's name. Default: that of the config's folder.")
     ] = None,
     timeout: TimeoutOption = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option("--memory", metavar="SIZE", help="Stop a process that holds more, such as 6GiB."),
+    ] = None,
     imports: ImportsOption = None,
     result: ResultOption = OutputFormat.TABLE,
     overrides: Annotated[
@@ -432,6 +480,7 @@ def export(
     """
     from zooport.jobs.single import Order, export_one
 
+    deadlines = _deadlines(timeout)
     order = Order(
         config=config,
         weights=weights,
@@ -442,7 +491,9 @@ def export(
         annotations=annotations,
         images=images,
         overrides=tuple(overrides or ()),
-        timeout=timeout,
+        timeout=deadlines.total,
+        deadlines=deadlines.stages,
+        memory=_memory(memory_limit),
         imports=tuple(imports or ()),
         name=name,
         options=tuple(options or ()),

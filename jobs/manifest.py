@@ -100,8 +100,10 @@ class _Reading:
                         dataset=dataset,
                         sample_image=_optional(self._base, entry.sample_image),
                         tolerance=spec.tolerance,
-                        timeout=spec.timeout,
+                        timeout=spec.timeout.total,
+                        deadlines=spec.timeout.stages,
                         retries=spec.retries,
+                        memory=entry.memory or spec.memory,
                         refusal=refusal,
                     )
                     for name, options in formats.items()

@@ -7,9 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from zooport.export_core.sources import DatasetSource
+from zooport.jobs import memory
 from zooport.jobs.values import DEFAULT_RETRIES
 
 DEFAULT_OUTPUT = "artifacts"
@@ -18,6 +28,43 @@ DEFAULT_TIMEOUT = 24 * 3600.0  # seconds; a job that hangs must not keep a run f
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _bytes(value: Any) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(memory.EXPECTED)
+    return memory.parse(value)
+
+
+Memory = Annotated[int | None, BeforeValidator(_bytes)]
+
+
+class TimeoutSpec(_Strict):
+    """``timeout: {STAGE: SECONDS, total: SECONDS}``; a number alone is the total."""
+
+    load: Seconds | None = None
+    export: Seconds | None = None
+    verify: Seconds | None = None
+    evaluate: Seconds | None = None
+    total: Seconds = DEFAULT_TIMEOUT
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Stage -> seconds, for the stages that have a deadline."""
+        return self.model_dump(exclude={"total"}, exclude_none=True)
+
+
+def _timeout(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+        return {"total": value}
+    if isinstance(value, Mapping | TimeoutSpec):
+        return value
+    raise ValueError("seconds above 0, or a mapping such as {export: 300, total: 900}")
 
 
 class DatasetSpec(_Strict):
@@ -49,6 +96,7 @@ class _Common(_Strict):
     overrides: dict[str, Any] = {}
     options: dict[str, Any] = {}
     sample_image: str | None = None
+    memory: Memory = None
 
 
 class ModelSpec(_Common):
@@ -102,7 +150,8 @@ class ManifestSpec(_Strict):
     models: Annotated[list[ModelEntry], Field(min_length=1)]
     formats: list[str] | None = None
     tolerance: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
-    timeout: Annotated[float, Field(gt=0)] = DEFAULT_TIMEOUT
+    timeout: Annotated[TimeoutSpec, BeforeValidator(_timeout)] = TimeoutSpec()
+    memory: Memory = None
     retries: Annotated[int, Field(ge=0, strict=True)] = DEFAULT_RETRIES
     output: str = DEFAULT_OUTPUT
 
@@ -129,6 +178,8 @@ def fields_at(place: Sequence[str | int]) -> Mapping[str, object]:
     """Return the known keys beside an unknown one; ``place`` is where pydantic found it."""
     if place[0] == "models" and len(place) > 2:
         return _ENTRIES[str(place[2])].model_fields
+    if place[0] == "timeout":
+        return TimeoutSpec.model_fields
     return (
         DatasetSpec.model_fields if place[0] == "datasets" and len(place) > 2 else ManifestSpec.model_fields
     )

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from zooport.export_core.config import Config
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-_UNITS = {"KIB": KIB, "MIB": MIB, "GIB": GIB, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_UNITS = {"B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 BASE, PER_BYTE, PER_PIXEL = GIB, 3.5, 600
 LARGEST_IMAGE = 800 * 1333
+EXPECTED = "an amount of memory with its unit, such as 6GiB or 500MB"
 _SMALLEST = GIB // 2  # of a worker
 
 
@@ -39,10 +40,10 @@ def image_pixels(config: Config) -> int:
 
 def parse(text: str) -> int:
     """Return the bytes that a text such as ``6GiB`` or ``500 MB`` means; ValueError for any other."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|B)\s*", text, re.IGNORECASE)
     size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
     if size <= 0:
-        raise ValueError("an amount of memory with its unit, such as 6GiB or 500MB")
+        raise ValueError(EXPECTED)
     return size
 
 
@@ -50,6 +51,12 @@ def shown(size: int) -> str:
     """Return bytes as people read them: ``6.0 GiB``."""
     unit, name = (GIB, "GiB") if size >= GIB else (MIB, "MiB")
     return f"{size / unit:.1f} {name}"
+
+
+def exactly(size: int) -> str:
+    """Return bytes as :func:`parse` reads them, with none lost: ``6GiB``, ``1234B``."""
+    unit = next((name for name in ("GiB", "MiB", "KiB") if size % _UNITS[name.upper()] == 0), "B")
+    return f"{size // _UNITS[unit.upper()]}{unit}"
 
 
 def size_class(reservation: int, most: int = 0) -> int:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from zooport.export_core.sources import DatasetSource
+from zooport.jobs import memory
+from zooport.jobs.limits import Deadlines
 from zooport.jobs.values import ExportJob
 
 #: Where the command writes: below the working directory of whoever types it, so that no artifact of a run
@@ -17,12 +19,17 @@ DIRECTORY = "reproduced"
 _DATASET_OPTIONS = ("limit", "panoptic", "panoptic_masks", "semantic_masks")
 
 
-def command(job: ExportJob) -> str:
-    """Return what a person types to run this job alone, with no registry and no other job."""
-    return shlex.join(["zooport", "export", *_options(job), *_overrides(job.checkpoint.overrides)])
+def command(job: ExportJob, limit: int = 0) -> str:
+    """Return what a person types to run this job alone, with no registry and no other job.
+
+    Args:
+        job: what was done.
+        limit: bytes at which it was stopped; 0 when it was not.
+    """
+    return shlex.join(["zooport", "export", *_options(job, limit), *_overrides(job.checkpoint.overrides)])
 
 
-def _options(job: ExportJob) -> Iterator[str]:
+def _options(job: ExportJob, limit: int) -> Iterator[str]:
     yield from ("--name", job.checkpoint.name)
     yield from ("--config-file", str(job.checkpoint.config))
     yield from ("--weights", str(job.checkpoint.weights))
@@ -36,8 +43,11 @@ def _options(job: ExportJob) -> Iterator[str]:
         yield from _evaluation(job.dataset, job.tolerance)
     for extension in job.checkpoint.imports:
         yield from ("--import", extension)
-    if job.timeout is not None:
-        yield from ("--timeout", f"{job.timeout:.15g}")
+    deadlines = str(Deadlines(job.timeout, dict(job.deadlines)))
+    if deadlines:
+        yield from ("--timeout", deadlines)
+    if limit:
+        yield from ("--memory", memory.exactly(limit))
 
 
 def _evaluation(dataset: DatasetSource, tolerance: Mapping[str, float]) -> Iterator[str]:

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,9 @@ class Order:
         output: directory of the artifact, or its address.
         run_eval: evaluate the eager and the exported model; takes ``annotations`` and ``images``.
         overrides: KEY VALUE KEY VALUE ...
-        timeout: seconds for the whole export, and as many for the eager model's evaluation.
+        timeout, deadlines: seconds for the whole export and for its stages, and as many for the eager model's
+            evaluation.
+        memory: bytes that a process of the export may hold; 0 sets no limit.
         imports: extensions, by name or path.
         name: of the model, as model.json has it; None takes the config's folder.
         options: of the format, NAME=VALUE with a YAML value.
@@ -54,6 +56,8 @@ class Order:
     images: Path | None = None
     overrides: Sequence[str] = ()
     timeout: float | None = None
+    deadlines: Mapping[str, float] = field(default_factory=dict)
+    memory: int = 0
     imports: Sequence[str] = ()
     name: str | None = None
     options: Sequence[str] = ()
@@ -192,6 +196,8 @@ def _job(order: Order, target: ExportTarget) -> ExportJob:
         baseline=None if target.dataset is None else "baseline",
         timeout=order.timeout,
         sample_image=target.sample_image,
+        deadlines=order.deadlines,
+        reservation=order.memory,
     )
 
 
@@ -199,7 +205,15 @@ def _run(job: ExportJob, stages: Stages, server: ForkServer, on_stage: OnStage) 
     exported = run_export(job, stages, server=server, on_stage=on_stage)
     baseline = None
     if job.dataset is not None and exported.failure is None:
-        eager = BaselineJob("baseline", job.checkpoint, job.dataset, job.log, job.timeout)
+        eager = BaselineJob(
+            key="baseline",
+            checkpoint=job.checkpoint,
+            dataset=job.dataset,
+            log=job.log,
+            timeout=job.timeout,
+            deadlines=job.deadlines,
+            reservation=job.reservation,
+        )
         baseline = run_baseline(eager, stages, server=server, on_stage=on_stage)
     return decide(job, exported, baseline)
 

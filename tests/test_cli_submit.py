@@ -34,7 +34,8 @@ from zooport.tests.fake_stages import FAKE, METRICS
 
 pytestmark = pytest.mark.alone
 
-REQUEST = Request("registry.db", hosts=HostSettings("", FAKE, preload=()), settings=RunSettings(workers=4))
+HOSTS = HostSettings("", FAKE, preload=())
+REQUEST = Request("registry.db", hosts=HOSTS, settings=RunSettings(workers=4), retries=0)
 
 
 @pytest.fixture
@@ -109,6 +110,20 @@ class TestSubmit:
         write_manifest(zoo, "good-1", "hang-1")
         assert submission.submit(Path("zoo.yaml"), replace(REQUEST, timeout=1.0)) == 1
         assert rows(zoo)["hang-1"].code == "resource.timeout"
+
+    def test_a_stage_can_have_a_timeout(self, zoo: Path) -> None:
+        write_manifest(zoo, "hang-1", extra="timeout: {export: 900, total: 800}")
+        assert submission.submit(Path("zoo.yaml"), replace(REQUEST, deadlines={"export": 0.5})) == 1
+        assert "deadline of 0.5 s for stage export" in (rows(zoo)["hang-1"].message or "")
+
+    def test_a_crash_is_tried_again_and_said_so(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        write_manifest(zoo, "flaky-1", extra="retries: 0")
+        settings = RunSettings(workers=1, pause=0.1)
+        assert submission.submit(Path("zoo.yaml"), replace(REQUEST, settings=settings, retries=1)) == 0
+        said = capsys.readouterr().err
+        assert "flaky-1  torchscript-trace  worker.crashed: the process was killed by SIGSEGV" in said
+        assert "retrying in " in said
+        assert "(try 2 of 2)" in said
 
     def test_an_output_that_cannot_be_written_fails_typed(self, zoo: Path) -> None:
         (zoo / "artifacts").write_text("a file where the directory belongs")
@@ -286,7 +301,9 @@ def test_a_locked_registry_is_named(zoo: Path, monkeypatch: pytest.MonkeyPatch) 
         (["submit", "nowhere.yaml"], 2, "nowhere.yaml: No such file"),
         (["submit", "bad.yaml"], 2, "line 1: modles: unknown key, did you mean 'models'?"),
         (["submit", "zoo.yaml", "--jobs", "0"], 2, "--jobs"),
-        (["submit", "zoo.yaml", "--timeout", "0"], 2, "--timeout"),
+        (["submit", "zoo.yaml", "--timeout", "0"], 2, "--timeout: '0' is no number of seconds above 0"),
+        (["submit", "zoo.yaml", "--timeout", "exprot=3"], 2, "--timeout: no stage 'exprot'"),
+        (["submit", "zoo.yaml", "--retries", "-1"], 2, "--retries"),
         (["submit", "zoo.yaml", "-o", "xml"], 2, "xml"),
         (["rerun"], 2, "--failed"),
         (["rerun", "--failed"], 2, "registry"),

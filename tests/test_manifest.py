@@ -119,7 +119,13 @@ def test_the_demo_manifest_is_read() -> None:
         ("[torchscript-script]", "[]", 12, "models[1].formats: expected a list of formats"),
         ("tolerance: {AP: 0.2}", "tolerance: {AP: -1}", 15, "tolerance.AP: expected greater than"),
         ("tolerance: {AP: 0.2}", "tolerance: {AP: .nan}", 15, "tolerance.AP: expected a finite number"),
-        ("timeout: 60", "timeout: 0", 16, "timeout: expected greater than 0"),
+        ("timeout: 60", "timeout: 0", 16, "timeout: expected seconds above 0"),
+        ("timeout: 60", "timeout: soon", 16, "timeout: expected seconds above 0, or a mapping"),
+        ("timeout: 60", "timeout: {export: -1}", 16, "timeout.export: expected greater than 0"),
+        ("timeout: 60", "timeout: {exports: 3}", 16, "timeout.exports: unknown key, did you mean 'export'"),
+        ("timeout: 60", "retries: -1", 16, "retries: expected greater than or equal to 0"),
+        ("timeout: 60", "memory: 6", 16, "memory: expected an amount of memory with its unit"),
+        ("name: one", "memory: 6 Gigs\n    name: one", 4, "models[0].memory: expected an amount of memory"),
         ("timeout: 60", "timeouts: 60", 16, "did you mean 'timeout'"),
         ("overrides: {", "overrides: [{", 8, "expected ',' or ']'"),
         ("overrides: {MODEL.ROI_HEADS.SCORE_THRESH_TEST: 0.05}", "overrides: [a]", 7, "expected a mapping"),
@@ -168,6 +174,35 @@ def test_a_model_without_formats_is_told_so(tmp_path: Path) -> None:
 
 def test_missing_files_are_not_the_manifests_business(tmp_path: Path) -> None:
     assert read(tmp_path, GOOD).targets  # nothing of what it names is there
+
+
+class TestLimits:
+    """Seconds, bytes and tries, for every model or for one."""
+
+    ONE = "models: [{name: a, config: b, weights: c%s}]\nformats: [torchscript-trace]\n"
+
+    def test_without_any_the_defaults_hold(self, tmp_path: Path) -> None:
+        (target,) = read(tmp_path, self.ONE % "").targets
+        assert (target.timeout, target.deadlines, target.retries, target.memory) == (86400.0, {}, 2, None)
+
+    def test_stages_have_their_own_seconds(self, tmp_path: Path) -> None:
+        text = self.ONE % "" + "timeout: {load: 60, evaluate: 1800.5}\nretries: 0"
+        (target,) = read(tmp_path, text).targets
+        assert target.deadlines == {"load": 60, "evaluate": 1800.5}
+        assert (target.timeout, target.retries) == (86400.0, 0)
+        (target,) = read(tmp_path, self.ONE % "" + "timeout: {total: 5}").targets
+        assert (target.timeout, target.deadlines) == (5, {})
+
+    @pytest.mark.parametrize(
+        ("text", "size"), [("6GiB", 6 << 30), ("1.5 gib", 3 << 29), ("500MB", 500_000_000), ("1234B", 1234)]
+    )
+    def test_memory_has_a_unit(self, tmp_path: Path, text: str, size: int) -> None:
+        (target,) = read(tmp_path, self.ONE % "" + f"memory: {text}").targets
+        assert target.memory == size
+
+    def test_a_model_has_its_own_memory(self, tmp_path: Path) -> None:
+        (target,) = read(tmp_path, self.ONE % ", memory: 8GiB" + "memory: 1GiB").targets
+        assert target.memory == 8 << 30
 
 
 class TestOptions:

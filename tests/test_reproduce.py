@@ -57,6 +57,7 @@ ODD = ExportJob(
     baseline="b",
     tolerance={"AP": 0.25, "bbox/AP": 0},
     timeout=90.5,
+    deadlines={"load": 10.0, "evaluate": 60.25},
     sample_image=Path("/data/one.jpg"),
 )
 
@@ -82,11 +83,12 @@ def test_the_command_says_everything_that_the_job_does(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(single, "locate", lambda name, _: name)
     monkeypatch.setattr(single, "fetch_weights", lambda targets, _: targets)
-    order = ordered(reproduce.command(ODD), monkeypatch)
+    order = ordered(reproduce.command(ODD, limit=3 << 29), monkeypatch)
     target = single._target(order)
     job = single._job(order, target)
     assert job.checkpoint.imports == ODD.checkpoint.imports
-    for name in ("format", "options", "tolerance", "timeout", "sample_image"):
+    assert job.reservation == 3 << 29
+    for name in ("format", "options", "tolerance", "timeout", "deadlines", "sample_image"):
         assert getattr(job, name) == getattr(ODD, name)
     assert ODD.dataset is not None
     assert job.dataset == replace(ODD.dataset, name="val")

@@ -103,7 +103,7 @@ def _command(connection: Connection, pk: int, failure: FailureRecord | None) -> 
     """Return what reproduces a failure; nothing does for a cancelled job and for one that was not begun."""
     if failure is None or failure.code == "run.cancelled" or failure.stage == Stage.PLAN:
         return None
-    return text(reproduce.command(job_of(connection, pk)))
+    return text(reproduce.command(job_of(connection, pk), int(failure.details.get("limit_bytes", 0))))
 
 
 def status_of(failure: FailureRecord | None) -> Status:
