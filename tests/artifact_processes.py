@@ -18,14 +18,14 @@ Report = Callable[[Stage], None]
 Array = np.ndarray[Any, Any]
 Fields = dict[str, Array]
 
-TRACE, SCRIPT = "torchscript-trace", "torchscript-script"
+TRACE, SCRIPT, ONNX = "torchscript-trace", "torchscript-script", "onnx"
 # The first is the recorded one. The others are no multiple of any stride; together they are a batch.
 SIZES = ((240, 320), (144, 200), (210, 136))
 BATCH = slice(1, 3)
 
 
 def export_official(name: str, directory: Path, tiny: bool, *, report: Report) -> dict[str, list[Fields]]:
-    """Export an official model, or a tiny one of its architecture, in both TorchScript formats.
+    """Export an official model, or a tiny one of its architecture, in all formats.
 
     Returns:
         What the eager model returns: "single" for each of the sizes alone, and "batch".
@@ -40,7 +40,7 @@ def export_official(name: str, directory: Path, tiny: bool, *, report: Report) -
     with torch.no_grad():
         eager = {"single": [model([one])[0] for one in inputs], "batch": model(inputs[BATCH])}
     fields = sorted(eager["single"][0])
-    for format_ in (TRACE, SCRIPT):
+    for format_ in (TRACE, SCRIPT, ONNX):
         (directory / format_).mkdir()
         formats.get(format_).export(model, inputs[0], fields, directory / format_, {})
     return {key: [arrays(one) for one in found] for key, found in eager.items()}
@@ -49,14 +49,15 @@ def export_official(name: str, directory: Path, tiny: bool, *, report: Report) -
 def use_official(
     inputs: Sequence[Fields], fields: Sequence[str], directory: Path, *, report: Report
 ) -> dict[str, list[Fields]]:
-    """Run both artifacts as a stranger would: image by image, the scripted one also on a batch."""
+    """Run all artifacts as a stranger would: image by image, the scripted one also on a batch."""
+    import onnxruntime
     import torch
     import torchvision  # noqa: F401  registers operators
 
     assert not models_in_this_process()
     images = [{key: torch.from_numpy(value) for key, value in one.items()} for one in inputs]
     traced = torch.jit.load(directory / TRACE / "model.ts")
-    found: dict[str, list[Fields]] = {"traced": [], "scripted": []}
+    found: dict[str, list[Fields]] = {"traced": [], "scripted": [], "onnx": []}
     for image in images:
         *values, size = traced(*image.values())
         assert size.tolist() == list(image["image"].shape[1:])
@@ -65,6 +66,12 @@ def use_official(
     scripted = torch.jit.load(directory / SCRIPT / "model.ts")
     found["scripted"] = [arrays(scripted([image])[0]) for image in images]
     found["batch"] = [arrays(one) for one in scripted(images[BATCH])]
+    del scripted
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(directory / ONNX / "model.onnx", options)
+    names = [output.name for output in session.get_outputs()]
+    found["onnx"] = [dict(zip(names, session.run(None, one), strict=True)) for one in inputs]
     assert not models_in_this_process()
     return found
 

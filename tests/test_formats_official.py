@@ -1,4 +1,4 @@
-"""Every official network as TorchScript, traced and scripted: a stranger reads what the eager model says."""
+"""Every official network in every format: a stranger reads what the eager model says."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from zooport.export_core.formats import Tolerance
 from zooport.export_core.isolation import ForkServer, run_isolated
+from zooport.export_core.samples import Sample
+from zooport.export_core.verification import compare_outputs
 from zooport.tests.artifact_processes import SIZES
 from zooport.tests.official_zoo import inputs_of, networks
 
 PROCESSES = "zooport.tests.artifact_processes"
 TIMEOUT = 900.0
-# The same operators on the same machine: only fused ones may add up in another order.
+# TorchScript has the same operators on the same machine: only fused ones may add up in another order.
 RELATIVE = 1e-5
+# ONNX Runtime has its own. 152 layers with made-up weights add up to more than trained ones do.
+ONNX = Tolerance()
+ONNX_DEEP = Tolerance(score=5e-4)
 
 ONE_OF_EACH_KIND = [
     "COCO-Detection/fast_rcnn_R_50_FPN_1x",
@@ -39,8 +45,8 @@ ONE_OF_EACH_KIND = [
 
 @pytest.fixture(scope="module")
 def strangers() -> Iterator[ForkServer]:
-    """Where processes come from that have nothing but torch and torchvision."""
-    server = ForkServer(preload=("torch", "torchvision"))
+    """Where processes come from that have nothing but torch, torchvision and ONNX Runtime."""
+    server = ForkServer(preload=("torch", "torchvision", "onnxruntime"))
     yield server
     server.close()
 
@@ -75,6 +81,8 @@ def check(name: str, directory: Path, strangers: ForkServer, *, tiny: bool) -> N
     for index, wanted in enumerate(eager["single"]):
         assert_equal(found["traced"][index], wanted)
         assert_equal(found["scripted"][index], wanted)
+        sample = Sample(name, inputs[index], wanted)
+        compare_outputs(sample, found["onnx"][index], ONNX_DEEP if "X_152" in name else ONNX)
     for index, wanted in enumerate(eager["batch"]):
         assert_equal(found["batch"][index], wanted)
 
