@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -25,6 +27,11 @@ _KNOCK = 5.0  # seconds for a cluster to take a connection
 _OBJECT_STORE = 80 << 20  # bytes; jobs and results are small, artifacts do not travel through Ray
 
 
+_PORTS = {"http": 80, "https": 443, "ray": 10001}
+_LEAVE_OUT = "check the address with ray status, or leave --address out to use this machine alone"
+# Ray's own words where versions differ: those of the cluster, then those of this process.
+_VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)\s.*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL)
+_NO_TOKEN = "InvalidAuthToken"
 _FOLDER = "zp-"  # short: sockets have their paths below it
 _OWNER = "driver.json"
 _SERVERS = ("gcs_server", "raylet")
@@ -56,13 +63,19 @@ def server_directory(run_id: str) -> Path:
 
 
 @contextmanager
-def joined(address: str | None, workers: int | None, server: ForkServer) -> Iterator[int]:
+def joined(
+    address: str | None,
+    workers: int | None,
+    server: ForkServer,
+    runtime_env: Mapping[str, Any] | None = None,
+) -> Iterator[int]:
     """Start or join Ray for as long as the block lasts; yield how many workers to use.
 
     Args:
         address: of a running cluster, as ``ray.init`` takes it; None starts one on this machine.
         workers: how many jobs run at once; None takes the number of CPUs.
         server: the fork server of a local run: it starts here, to import torch while Ray starts.
+        runtime_env: what Ray brings to the nodes of a cluster, as Ray documents it.
 
     Raises:
         Failure: ``cluster.unavailable``.
@@ -71,7 +84,7 @@ def joined(address: str | None, workers: int | None, server: ForkServer) -> Iter
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray would end a light actor where memory is short, and not the process that takes it; the kernel does.
     os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
-    with _local(workers, server) if address is None else _remote(address, workers) as count:
+    with _local(workers, server) if address is None else _remote(address, workers, runtime_env) as count:
         yield count
 
 
@@ -129,38 +142,63 @@ def _sweep() -> None:
 
 
 @contextmanager
-def _remote(address: str, workers: int | None) -> Iterator[int]:
-    _knock(address)
+def _remote(address: str, workers: int | None, runtime_env: Mapping[str, Any] | None) -> Iterator[int]:
+    knock(address)
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=dict(runtime_env) if runtime_env else None,
+        )
     except Exception as error:
-        raise _unavailable(address, one_line(error)) from error
+        raise _refused(address, error) from error
     try:
         yield workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """Fail within seconds where nothing listens; Ray itself tries for minutes."""
+def knock(address: str) -> None:
+    """Fail within seconds where nothing listens; Ray itself tries for minutes.
+
+    Raises:
+        Failure: ``cluster.unavailable``.
+    """
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise _unavailable(address, str(error)) from error
+        raise unavailable(address, str(error)) from error
+    port = port or _PORTS.get(parts.scheme)
     if host is None or port is None:  # "auto", or a kind of address that only Ray knows
         return
     try:
         socket.create_connection((host, port), timeout=_KNOCK).close()
     except OSError as error:
-        raise _unavailable(address, error.strerror or str(error)) from error
+        raise unavailable(address, error.strerror or str(error)) from error
 
 
-def _unavailable(address: str, reason: str) -> Failure:
-    return Failure(
-        "cluster.unavailable",
-        f"cannot join the Ray cluster at {address}: {reason}",
-        hint="check the address with ray status, or leave --address out to use this machine alone",
-    )
+def _refused(address: str, error: Exception) -> Failure:
+    """Return why Ray does not join a cluster; where it is for versions, with those of both sides."""
+    said = str(error)
+    versions = _VERSIONS.search(said)
+    if versions is not None:
+        ray, python, our_ray, our_python = versions.groups()
+        reason = f"it runs Ray {ray} with Python {python}, and this is Ray {our_ray} with Python {our_python}"
+        hint = "use the cluster's versions here, or submit through its dashboard: --address http://HEAD:8265"
+        return unavailable(address, reason, hint)
+    if _NO_TOKEN in said or type(error).__name__ == "AuthenticationError":
+        hint = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, as on the head node"
+        return unavailable(address, "it asks for a token, and this one is missing or another", hint)
+    if "raylet" in said:
+        hint = "this machine is no node of the cluster: use --address ray://HEAD:10001 or http://HEAD:8265"
+        return unavailable(address, one_line(error), hint)
+    return unavailable(address, one_line(error))
+
+
+def unavailable(address: str, reason: str, hint: str = _LEAVE_OUT) -> Failure:
+    """Return the failure of not reaching the cluster at an address."""
+    return Failure("cluster.unavailable", f"cannot join the Ray cluster at {address}: {reason}", hint=hint)

@@ -19,6 +19,7 @@ from zooport.export_core.failures import Failure
 from zooport.jobs.agenda import Agenda, Task, in_order, label
 from zooport.jobs.cluster import check_alive
 from zooport.jobs.hosts import HostHandle, HostSettings, Result, died, largest_machine
+from zooport.jobs.inputs import Courier
 from zooport.jobs.memory import size_class
 from zooport.jobs.plan import Plan
 from zooport.jobs.progress import Display, Running
@@ -45,6 +46,7 @@ class Crew:
         interruptions: tells how often somebody wanted the run to stop.
         fail_fast: start nothing more after the first failure.
         pause: seconds before a second try.
+        courier: sends input files along that some nodes do not see; None sends nothing.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class Crew:
         *,
         fail_fast: bool,
         pause: float,
+        courier: Courier | None = None,
     ) -> None:
+        self._courier = courier
         self._book = book
         self._display = display
         self._settings = settings
@@ -124,7 +128,7 @@ class Crew:
                 and (starved is None or size >= starved)
             ):
                 preparing[size] += 1
-                host = HostHandle(self._settings, size)
+                host = HostHandle(self._settings, size, self._courier)
                 self._hosts[host.prepare()] = host
 
     def _starved(self) -> int | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from zooport.export_core.diagnosis import one_line
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.isolation import PRELOAD, Cancellation, ForkServer
 from zooport.jobs.cluster import server_directory
+from zooport.jobs.inputs import Courier, Unit, unpack, with_own_paths
 from zooport.jobs.registry.drivers import Driver
 from zooport.jobs.registry.records import LiveJob, now
 from zooport.jobs.values import BaselineJob, BaselineResult, ExportJob, ExportResult
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Job = ExportJob | BaselineJob
 Result = ExportResult | BaselineResult
+_INPUTS = "inputs"  # folder of files that were sent to this node for a run
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,16 @@ class Host:
         self._server.wait()
         return f"{socket.gethostname()}/{os.getpid()}"
 
-    def work(self, job: Job) -> Result:
-        """Do one job."""
+    def work(self, job: Job, units: tuple[Unit, ...] = ()) -> Result:
+        """Do one job; ``units`` are the input files that travel with it."""
+        folder = server_directory(self._settings.run_id) / _INPUTS
+        try:
+            result = self._work(unpack(job, units, folder) if units else job)
+        except Failure as failure:
+            return _not_begun(job, failure)
+        return replace(result, failure=with_own_paths(result.failure, folder))
+
+    def _work(self, job: Job) -> Result:
         common: dict[str, Any] = {
             "server": self._server,
             "on_stage": self._note,
@@ -99,10 +109,13 @@ class HostHandle:
     Args:
         settings: what every host of the run is given.
         size: bytes that Ray sets aside for the host and its processes; 0 for none.
+        courier: sends input files along that its node may not see.
     """
 
-    def __init__(self, settings: HostSettings, size: int = 0) -> None:
+    def __init__(self, settings: HostSettings, size: int = 0, courier: Courier | None = None) -> None:
         import ray
+
+        self._courier = courier or Courier()
 
         # A thread for work, and one to be asked while it works. Attempts are the registry's to count, so Ray
         # repeats nothing by itself.
@@ -126,7 +139,7 @@ class HostHandle:
     def start(self, task: Task) -> Any:
         """Give the host a job and return a reference to its result."""
         self.task, self.since, self.started, self.stage = task, time.monotonic(), now(), ""
-        return self._actor.work.remote(task.job)
+        return self._actor.work.remote(task.job, self._courier.pack(task.job))
 
     def live(self) -> LiveJob | None:
         """Return what the host is doing, for whoever asks the registry."""
@@ -158,6 +171,13 @@ class HostHandle:
         import ray
 
         ray.kill(self._actor)
+
+
+def _not_begun(job: Job, failure: Failure) -> Result:
+    """Return the result of a job that could not begin."""
+    if isinstance(job, BaselineJob):
+        return BaselineResult(job.key, 0.0, failure=failure.record())
+    return ExportResult(job.id, 0.0, failure=failure.record())
 
 
 def died(job: Job, host: HostHandle, error: Exception) -> Result:

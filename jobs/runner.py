@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zooport.export_core.artifacts import discard
 from zooport.jobs.book import Book
 from zooport.jobs.cluster import joined
 from zooport.jobs.crew import Crew
 from zooport.jobs.hosts import HostSettings
+from zooport.jobs.inputs import Courier
+from zooport.jobs.nodes import check_nodes
 from zooport.jobs.plan import Plan
 from zooport.jobs.progress import Display
 from zooport.jobs.retries import PAUSE
@@ -36,12 +38,14 @@ class RunSettings:
         workers: jobs at once; None takes the number of CPUs.
         fail_fast: start nothing more after the first failure.
         pause: seconds before a second try, see :func:`zooport.jobs.retries.pause`.
+        runtime_env: what Ray brings to the nodes of a cluster for this run, as Ray documents it.
     """
 
     address: str | None = None
     workers: int | None = None
     fail_fast: bool = False
     pause: float = PAUSE
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -68,7 +72,8 @@ def run_plan(
     """Run what a plan wants run; the run has begun in the registry, and is closed there however this ends.
 
     Raises:
-        Failure: ``cluster.unavailable``, or ``registry.*`` when results cannot be recorded any more.
+        Failure: ``cluster.unavailable``, what :func:`check_nodes` finds on a cluster, or ``registry.*`` when
+            results cannot be recorded any more.
     """
     book = Book(plan, registry, display)
     interrupted = False
@@ -77,9 +82,23 @@ def run_plan(
         if plan.to_run:
             display.say("starting Ray" if settings.address is None else f"joining Ray at {settings.address}")
             # Ray sets signal handlers of its own when it starts; these come after.
-            with joined(settings.address, settings.workers, hosts.server()) as workers, _signals() as count:
+            # Most runs need none; the keyword is named only where it is given.
+            more = {"runtime_env": dict(settings.runtime_env)} if settings.runtime_env else {}
+            with (
+                joined(settings.address, settings.workers, hosts.server(), **more) as workers,
+                _signals() as count,
+            ):
+                is_shared = settings.address is None
+                courier = None if is_shared else Courier(check_nodes(plan, hosts.preload))
                 crew = Crew(
-                    plan, book, display, hosts, count, fail_fast=settings.fail_fast, pause=settings.pause
+                    plan,
+                    book,
+                    display,
+                    hosts,
+                    count,
+                    fail_fast=settings.fail_fast,
+                    pause=settings.pause,
+                    courier=courier,
                 )
                 interrupted = crew.run(workers)
     finally:

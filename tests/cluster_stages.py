@@ -1,0 +1,54 @@
+"""Stages that tell what they have seen: "sleep-1-0.5" takes half a second."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from zooport.export_core.config.files import read_chain
+from zooport.export_core.failures import Stage
+from zooport.export_core.sources import CheckpointSource, DatasetSource
+from zooport.jobs.worker import Stages
+
+_HERE = "zooport.tests.cluster_stages"
+SEEING = Stages(f"{_HERE}:export", f"{_HERE}:verify", f"{_HERE}:baseline")
+
+
+def export(
+    checkpoint: CheckpointSource,
+    format: str,  # noqa: A002
+    options: Mapping[str, Any],
+    dataset: DatasetSource | None,
+    sample_image: Path | None,
+    staging: Path,
+    report: Callable[[Stage], None],
+) -> list[str]:
+    report(Stage.EXPORT)
+    time.sleep(float(checkpoint.name.rpartition("-")[2]))
+    images = (
+        [] if dataset is None else sorted(path.name for path in dataset.images.rglob("*") if path.is_file())
+    )
+    seen = {
+        "config": str(checkpoint.config),
+        "chain": [file.values for file in read_chain(checkpoint.config)],
+        "weights": checkpoint.weights.read_text(),
+        "images": images,
+    }
+    (staging / "model.ts").write_text(json.dumps(seen))
+    (staging / "model.json").write_text('{"versions": {"zooport": "fake"}}')
+    return []
+
+
+def verify(staging: Path, dataset: DatasetSource | None, report: Callable[[Stage], None]) -> dict[str, float]:
+    report(Stage.VERIFY)
+    return {}
+
+
+def baseline(
+    checkpoint: CheckpointSource, dataset: DatasetSource, report: Callable[[Stage], None]
+) -> dict[str, float]:
+    report(Stage.EVALUATE)
+    return {}
