@@ -13,7 +13,7 @@ from pathlib import Path
 from zooport.export_core import extensions, formats
 from zooport.export_core.config import Config, load_config
 from zooport.export_core.description import read_description
-from zooport.export_core.evaluation.shards import Shard, read_predictions, write_predictions
+from zooport.export_core.evaluation.prediction_files import read_predictions, write_predictions
 from zooport.export_core.failures import Stage
 from zooport.export_core.formats.base import AnyPredictor
 from zooport.export_core.pipeline import (
@@ -24,6 +24,7 @@ from zooport.export_core.pipeline import (
     predictor_of_images,
     take_over,
 )
+from zooport.export_core.shards import Shard
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 
 Subject = CheckpointSource | Path

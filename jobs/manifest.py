@@ -103,6 +103,7 @@ class _Reading:
                         timeout=spec.timeout.total,
                         deadlines=spec.timeout.stages,
                         retries=spec.retries,
+                        shard_images=spec.shard_images,
                         memory=entry.memory or spec.memory,
                         refusal=refusal,
                     )

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from zooport.export_core.shards import SHARD_IMAGES
 from zooport.export_core.sources import DatasetSource
 from zooport.jobs import memory
 from zooport.jobs.values import DEFAULT_RETRIES
@@ -153,6 +154,7 @@ class ManifestSpec(_Strict):
     timeout: Annotated[TimeoutSpec, BeforeValidator(_timeout)] = TimeoutSpec()
     memory: Memory = None
     retries: Annotated[int, Field(ge=0, strict=True)] = DEFAULT_RETRIES
+    shard_images: Annotated[int, Field(gt=0, strict=True)] = SHARD_IMAGES
     output: str = DEFAULT_OUTPUT
 
     @model_validator(mode="before")

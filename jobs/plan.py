@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from zooport.jobs.registry.records import Success
 from zooport.jobs.values import BaselineJob, ExportJob, ExportTarget
 
 LOGS = ".logs"
+_NOT_DONE = "not done yet, or something changed"
 _TOOLS = ("torch", "torchvision")
 
 
@@ -121,6 +123,7 @@ def make_plan(
     export_ids: Iterable[str],
     history: History | None,
     digests: DigestCache,
+    reasons: Sequence[str] = (),
 ) -> Plan:
     """Plan a run.
 
@@ -130,6 +133,7 @@ def make_plan(
         export_ids: ids for the exports, one for each target.
         history: earlier results; None when there are none.
         digests: digests of files; what is learned is saved.
+        reasons: why each target is to run again, for a run that repeats or continues another one.
 
     Raises:
         Failure: ``manifest.invalid`` when one artifact's directory lies inside another's.
@@ -143,8 +147,10 @@ def make_plan(
     ]
     successes = history.find_successes([job.key for job in jobs]) if history is not None else {}
     exports = tuple(
-        _decide(job, target.refusal, successes.get(job.key), digests)
-        for job, (target, _) in zip(jobs, wanted, strict=True)
+        _decide(job, target.refusal, successes.get(job.key), digests, reason)
+        for job, (target, _), reason in zip(
+            jobs, wanted, reasons or repeat(_NOT_DONE, len(jobs)), strict=True
+        )
     )
     digests.save()
     baselines = _baselines([each.job for each in exports if each.action == "run"], run_id)
@@ -172,7 +178,7 @@ class _Keys:
         self._digests = digests
         self._tools = {"zooport": __version__} | {name: _version(name) for name in _TOOLS}
         self._checkpoints: dict[str, dict[str, str]] = {}
-        self._datasets: dict[DatasetSource, str] = {}
+        self._datasets: dict[DatasetSource, tuple[str, int]] = {}
         self._codes: dict[tuple[str, ...], dict[str, str]] = {}
         self._configs: dict[str, tuple[str, int]] = {}
         self._reservations: dict[str, int] = {}
@@ -184,7 +190,7 @@ class _Keys:
                 "checkpoint": self._checkpoint(target.checkpoint),
                 "format": target.format,
                 "options": dict(target.options),
-                "dataset": self._dataset(target.dataset),
+                "dataset": self._dataset(target.dataset)[0],
                 "sample": None if target.sample_image is None else self._raw(target.sample_image),
                 "tools": self._tools
                 | {name: _version(name) for name in formats.get(target.format).info.tools},
@@ -196,10 +202,14 @@ class _Keys:
         return _hash(
             {
                 "checkpoint": self._checkpoint(checkpoint),
-                "dataset": self._dataset(dataset),
+                "dataset": self._dataset(dataset)[0],
                 "tools": self._tools,
             }
         )
+
+    def images(self, dataset: DatasetSource | None) -> int:
+        """Return how many images a dataset has; 0 for none, and where it cannot be read."""
+        return self._dataset(dataset)[1]
 
     def reservation(self, checkpoint: CheckpointSource) -> int:
         """Return the bytes that a job of this checkpoint is thought to need."""
@@ -231,8 +241,8 @@ class _Keys:
         return self._configs[identity]
 
     def _recalled(self, name: str) -> tuple[str, int] | None:
-        digest, _, pixels = (self._digests.recall(name) or "").partition(" ")
-        return (digest, int(pixels)) if pixels.isdecimal() else None
+        digest, _, number = (self._digests.recall(name) or "").partition(" ")
+        return (digest, int(number)) if number.isdecimal() else None
 
     def _read_config(
         self, checkpoint: CheckpointSource, overrides: Mapping[str, Any], name: str
@@ -268,24 +278,25 @@ class _Keys:
         found = self._codes[imports]
         return {"extensions": _hash(found)} if found else {}
 
-    def _dataset(self, source: DatasetSource | None) -> str | None:
+    def _dataset(self, source: DatasetSource | None) -> tuple[str | None, int]:
+        """Return the digest of a dataset, and how many images it has."""
         if source is None:
-            return None
+            return None, 0
         if source not in self._datasets:
-            name = _hash({"dataset": asdict(source), "zooport": __version__})
-            self._datasets[source] = self._digests.recall(name) or self._read_dataset(source, name)
+            name = _hash({"dataset": asdict(source), "for": "plan", "zooport": __version__})
+            self._datasets[source] = self._recalled(name) or self._read_dataset(source, name)
         return self._datasets[source]
 
-    def _read_dataset(self, source: DatasetSource, name: str) -> str:
+    def _read_dataset(self, source: DatasetSource, name: str) -> tuple[str, int]:
         from zooport.export_core.evaluation.datasets import load_dataset
 
         try:
             dataset = load_dataset(source)
             digest = dataset.digest()
         except Failure as failure:
-            return _hash({"annotations": self._raw(source.annotations), "problem": failure.message})
-        self._digests.remember(name, dataset.files(), digest)
-        return digest
+            return _hash({"annotations": self._raw(source.annotations), "problem": failure.message}), 0
+        self._digests.remember(name, dataset.files(), f"{digest} {len(dataset.images)}")
+        return digest, len(dataset.images)
 
     def _raw(self, path: Path) -> str:
         try:
@@ -313,6 +324,8 @@ def _job(keys: _Keys, target: ExportTarget, output: Place, run_id: str, export_i
         retries=target.retries,
         memory=target.memory,
         reservation=target.memory or keys.reservation(checkpoint),
+        images=keys.images(dataset),
+        shard_images=target.shard_images,
     )
 
 
@@ -323,12 +336,12 @@ def _logs(checkpoint: CheckpointSource, output: Place, run_id: str) -> Place:
 
 
 def _decide(
-    job: ExportJob, refusal: FailureRecord | None, success: Success | None, digests: DigestCache
+    job: ExportJob, refusal: FailureRecord | None, success: Success | None, digests: DigestCache, reason: str
 ) -> PlannedExport:
     if refusal is not None:
         return PlannedExport(job, refusal.message, refusal=refusal)
     if success is None:
-        return PlannedExport(job, "not done yet, or something changed")
+        return PlannedExport(job, reason)
     problem = _objection(job, success, digests)
     if problem:
         return PlannedExport(job, problem)
@@ -365,6 +378,8 @@ def _baselines(jobs: Sequence[ExportJob], run_id: str) -> list[BaselineJob]:
             deadlines=job.deadlines,
             retries=job.retries,
             reservation=job.reservation,
+            images=job.images,
+            shard_images=job.shard_images,
         )
     return list(found.values())
 

@@ -71,6 +71,7 @@ class _Work:
     kind: str = "submit"
     parent: str | None = None
     replaces: Sequence[str] = field(default_factory=tuple)
+    reasons: Sequence[str] = field(default_factory=tuple)
 
 
 def submit(manifest_path: Path, request: Request, output: Path | str | None = None) -> int:
@@ -123,7 +124,8 @@ def rerun(request: Request, run: str | None, code: str | None, *, include_unsupp
         targets = fetch_weights(targets)
     wanted = [(target, each.job.output) for target, each in zip(targets, failed, strict=True)]
     replaces = [each.id for each in failed]
-    return _carry_out(_Work(Path(path), text, wanted, "rerun", latest, replaces), request)
+    reasons = [f"{each.status} as {each.id}: {each.code}: {each.message}" for each in failed]
+    return _carry_out(_Work(Path(path), text, wanted, "rerun", latest, replaces, reasons), request)
 
 
 def resume(request: Request, run: str) -> int:
@@ -157,7 +159,8 @@ def resume(request: Request, run: str) -> int:
         targets = fetch_weights(targets)
     wanted = [(target, each.job.output) for target, each in zip(targets, unfinished, strict=True)]
     replaces = [each.newest for each in unfinished]
-    return _carry_out(_Work(Path(path), text, wanted, "resume", run_id, replaces), request)
+    reasons = [f"{each.newest} never came to an end" for each in unfinished]
+    return _carry_out(_Work(Path(path), text, wanted, "resume", run_id, replaces, reasons), request)
 
 
 def _note_changes(run_id: str, path: Path, submitted: str) -> None:
@@ -201,6 +204,7 @@ def _target(job: ExportJob) -> ExportTarget:
         timeout=job.timeout,
         deadlines=job.deadlines,
         retries=job.retries,
+        shard_images=job.shard_images,
         memory=job.memory,
     )
 
@@ -252,6 +256,7 @@ def _plan(work: _Work, history: Registry | None) -> Plan:
         export_ids=(export_id(run_id, number) for number in range(1, len(work.wanted) + 1)),
         history=history,
         digests=DigestCache(default_cache()),
+        reasons=work.reasons,
     )
 
 

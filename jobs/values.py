@@ -10,6 +10,7 @@ from typing import Any
 
 from zooport.export_core.failures import FailureRecord
 from zooport.export_core.places import Place
+from zooport.export_core.shards import SHARD_IMAGES, Shard
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 
 DEFAULT_RETRIES = 2
@@ -39,6 +40,7 @@ class ExportTarget:
         deadlines: stage -> seconds that it may take.
         retries: how often a failure that may pass by itself is tried again in the same run.
         memory: bytes that one process of the job may hold; None takes an estimate.
+        shard_images: how many images are evaluated in one piece.
         refusal: why it cannot even be tried, for example a scanned folder with two weights files.
     """
 
@@ -52,14 +54,36 @@ class ExportTarget:
     deadlines: Mapping[str, float] = field(default_factory=dict)
     retries: int = DEFAULT_RETRIES
     memory: int | None = None
+    shard_images: int = SHARD_IMAGES
     refusal: FailureRecord | None = None
+
+
+class PartKind(StrEnum):
+    """What a part does: all up to evaluation, the prediction of one shard, or all from the metrics on."""
+
+    BEGIN = "begin"
+    SHARD = "shard"
+    JOIN = "join"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of a job is meant when its dataset is evaluated in shards; ``shard`` is that of a SHARD."""
+
+    kind: PartKind
+    shards: tuple[Shard, ...]
+    shard: Shard | None = None
+
+    def __str__(self) -> str:
+        """Return what stands behind the job's name: ``, 3 of 20``."""
+        return f", {self.shard.number} of {self.shard.of}" if self.shard is not None else ""
 
 
 @dataclass(frozen=True)
 class BaselineJob:
     """Evaluate the eager model once; shared by every format of the same checkpoint and dataset.
 
-    Limits are those of :class:`ExportJob`.
+    Limits, shards and parts are those of :class:`ExportJob`.
     """
 
     key: str
@@ -70,6 +94,14 @@ class BaselineJob:
     deadlines: Mapping[str, float] = field(default_factory=dict)
     retries: int = DEFAULT_RETRIES
     reservation: int = 0
+    images: int = 0
+    shard_images: int = SHARD_IMAGES
+    part: Part | None = None
+
+    @property
+    def what(self) -> str:
+        """What is done with the checkpoint, for people."""
+        return f"eager baseline{self.part or ''}"
 
 
 @dataclass(frozen=True)
@@ -87,6 +119,9 @@ class ExportJob:
         memory: bytes that were asked for; None leaves it to an estimate.
         reservation: bytes that are set aside for the job, and at which it is stopped; 0 for no limit.
         tolerance: metric name ("AP", or "bbox/AP") -> allowed absolute difference in AP points (0-100).
+        images: how many the dataset has; 0 when there is none or it cannot be read.
+        shard_images: how many are evaluated in one piece.
+        part: what of the job is to be done; None is all of it.
     """
 
     id: str
@@ -105,6 +140,14 @@ class ExportJob:
     retries: int = DEFAULT_RETRIES
     memory: int | None = None
     reservation: int = 0
+    images: int = 0
+    shard_images: int = SHARD_IMAGES
+    part: Part | None = None
+
+    @property
+    def what(self) -> str:
+        """What is done with the checkpoint, for people."""
+        return f"{self.format}{self.part or ''}"
 
 
 @dataclass(frozen=True)

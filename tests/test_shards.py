@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from zooport.export_core import pipeline, sharding
-from zooport.export_core.evaluation.shards import Shard, read_predictions, split, write_predictions
+from zooport.export_core.evaluation.prediction_files import read_predictions, write_predictions
 from zooport.export_core.evaluation.tasks import ImagePrediction
 from zooport.export_core.failures import Stage
+from zooport.export_core.shards import Shard, split
 from zooport.tests.artifact_processes import SCRIPT, TRACE
 from zooport.tests.test_pipeline import ignore, source_of
 

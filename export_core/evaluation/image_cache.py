@@ -101,7 +101,7 @@ class ImageCache:
         pixels = content[_HEADER.size :]
         if magic != _MAGIC or (height, width) != key.size or pixels.size != np.prod(shape, dtype=np.int64):
             return None
-        if zlib.crc32(content[_AFTER_CHECKSUM:]) != checksum:
+        if zlib.crc32(content[_AFTER_CHECKSUM:].data) != checksum:
             return None
         self._touch()
         return pixels.reshape(shape)
@@ -121,13 +121,13 @@ class ImageCache:
     def _write(self, key: Key, planes: Planes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._touch()
-        content = np.ascontiguousarray(planes)
-        header = _HEADER.pack(_MAGIC, 0, *key.size, *content.shape)
+        content = np.ascontiguousarray(planes).data
+        header = _HEADER.pack(_MAGIC, 0, *key.size, *planes.shape)
         checksum = zlib.crc32(content, zlib.crc32(header[_AFTER_CHECKSUM:]))
         descriptor, aside = tempfile.mkstemp(prefix=".", dir=self._folder)
         try:
             with open(descriptor, "wb") as file:  # noqa: PTH123 - of a descriptor
-                file.write(_HEADER.pack(_MAGIC, checksum, *key.size, *content.shape))
+                file.write(_HEADER.pack(_MAGIC, checksum, *key.size, *planes.shape))
                 file.write(content)
             Path(aside).rename(self._folder / key.sha256)
         except BaseException:
