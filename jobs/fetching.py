@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,39 +12,71 @@ from pathlib import Path
 from zooport.export_core.checkpoints.fetch import address_of, fetch
 from zooport.export_core.checkpoints.remote import Progress
 from zooport.export_core.failures import Failure, FailureRecord, Stage
+from zooport.jobs.retries import PAUSE, pause
 from zooport.jobs.values import ExportTarget
 
 
 def fetch_weights(
-    targets: Sequence[ExportTarget], addresses: Mapping[Path, str] | None = None
+    targets: Sequence[ExportTarget], addresses: Mapping[Path, str] | None = None, base: float = PAUSE
 ) -> list[ExportTarget]:
     """Return the targets, each with its weights on this machine or with the reason why they are not.
 
-    One address that cannot be fetched fails the exports of its own model only. A progress bar is shown where
-    standard error is a terminal.
+    One address that cannot be fetched fails the exports of its own model only, after as many further tries as
+    the target allows: a server that is away may come back. A progress bar is shown where standard error is a
+    terminal.
 
     Args:
         targets: what to export.
         addresses: place in the cache -> address, as the manifest knows them; places that it does not name
             tell their address themselves.
+        base: seconds before the second try.
     """
     missing = {
         weights: address
         for weights in dict.fromkeys(target.checkpoint.weights for target in targets)
         if (address := (addresses or {}).get(weights) or address_of(weights)) and not weights.exists()
     }
+    tries = 1 + max((each.retries for each in targets if each.checkpoint.weights in missing), default=0)
     refusals: dict[Path, FailureRecord] = {}
+    for number in range(1, tries + 1):
+        refusals |= _fetch_all(missing, refusals)
+        missing = {weights: address for weights, address in missing.items() if _may_come(refusals, weights)}
+        if not missing or number == tries:
+            break
+        seconds = pause(number + 1, base)
+        sys.stderr.write(f"zooport: {_reasons(missing, refusals)}; retrying in {seconds:.0f} s\n")
+        time.sleep(seconds)
+    return [
+        replace(target, refusal=target.refusal or refusals.get(target.checkpoint.weights))
+        for target in targets
+    ]
+
+
+def _fetch_all(
+    missing: Mapping[Path, str], refusals: MutableMapping[Path, FailureRecord]
+) -> dict[Path, FailureRecord]:
+    """Fetch what is missing; return why some are not there, and forget why those were not that are."""
+    failed: dict[Path, FailureRecord] = {}
     silent: set[str] = set()
     for number, (weights, address) in enumerate(missing.items(), 1):
         try:
             with _bar(f"{weights.name} ({number} of {len(missing)})") as progress:
                 fetch(address, progress=progress, silent=silent)
+            refusals.pop(weights, None)
         except Failure as failure:
-            refusals[weights] = failure.at(Stage.LOAD).record()
-    return [
-        replace(target, refusal=target.refusal or refusals.get(target.checkpoint.weights))
-        for target in targets
-    ]
+            failed[weights] = failure.at(Stage.LOAD).record()
+    return failed
+
+
+def _may_come(refusals: Mapping[Path, FailureRecord], weights: Path) -> bool:
+    failure = refusals.get(weights)
+    return failure is not None and failure.code == "fetch.failed" and not failure.details.get("refused")
+
+
+def _reasons(missing: Mapping[Path, str], refusals: Mapping[Path, FailureRecord]) -> str:
+    first = next(iter(missing))
+    more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    return f"{refusals[first].message}{more}"
 
 
 @contextmanager

@@ -172,13 +172,18 @@ def _facts(detail: ExportDetail) -> Table:
         grid.add_row("failure", Text.assemble(cell(row.code, code_style(row)), where, f" ({again})"))
         grid.add_row("", cell(row.message or ""))
         grid.add_row("hint", cell(row.hint or ""))
+        told = f"{row.message} {row.hint}"
         for name, value in detail.details.items():
-            grid.add_row("", cell(f"{name}: {json.dumps(plain(value), ensure_ascii=False)}"))
+            if not isinstance(value, str) or value not in told:
+                grid.add_row("", cell(f"{name}: {json.dumps(plain(value), ensure_ascii=False)}"))
     if detail.artifact is not None:
         grid.add_row("artifact", cell(detail.artifact.path))
         grid.add_row("", cell(f"{detail.artifact.main_file}, {size(detail.artifact.size)} in all"))
         for name, digest in sorted(detail.artifact.files.items()):
             grid.add_row("", cell(f"{name}  {digest}"))
+    own = [attempt for attempt in detail.attempts if attempt.export == row.id]
+    for attempt in own[:-1]:
+        grid.add_row("log", cell(f"{attempt.log} (try {attempt.attempt})"))
     grid.add_row("log", cell(row.log or ""))
     if detail.command is not None:
         grid.add_row("reproduce", cell(detail.command))
@@ -197,6 +202,10 @@ def _inputs(detail: ExportDetail) -> Iterable[tuple[str, Text]]:
     if detail.job.checkpoint.overrides:
         settings = (f"{key}={value}" for key, value in detail.job.checkpoint.overrides.items())
         yield "overrides", cell(", ".join(settings))
+    if detail.job.checkpoint.imports:
+        yield "imports", cell(", ".join(detail.job.checkpoint.imports))
+    if detail.job.options:
+        yield "options", cell(", ".join(f"{key}={value}" for key, value in detail.job.options.items()))
     if detail.job.dataset is not None:
         yield "dataset", cell(f"{detail.job.dataset.name}: {detail.job.dataset.annotations}")
 

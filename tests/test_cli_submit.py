@@ -185,6 +185,17 @@ class TestRerun:
         assert submission.rerun(REQUEST, None, "resource.*", include_unsupported=False) == 0
         assert "nothing failed" in capsys.readouterr().err
 
+    def test_a_dry_run_says_why_each_is_run_again(
+        self, zoo: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        submission.submit(Path("zoo.yaml"), REQUEST)
+        export = rows(zoo)["raise-1"].id
+        capsys.readouterr()
+        dry = replace(REQUEST, dry_run=True, result=OutputFormat.JSON)
+        assert submission.rerun(dry, None, None, include_unsupported=False) == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        assert row["reason"] == f"failed as {export}: export.failed: ValueError: this checkpoint is strange"
+
     def test_code_run_and_unsupported_choose(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         submission.submit(Path("zoo.yaml"), REQUEST)
         dry = replace(REQUEST, dry_run=True, result=OutputFormat.JSON)

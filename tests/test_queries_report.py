@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from zooport.export_core.failures import Failure
 from zooport.jobs.lines import Lines
 from zooport.jobs.notes import note_section
 from zooport.jobs.output import cell, duration, size
@@ -19,6 +21,7 @@ from zooport.jobs.registry.remarks import Remark
 from zooport.jobs.registry.writer import Registry
 from zooport.jobs.report import render_run
 from zooport.jobs.tables import export_page
+from zooport.jobs.values import ExportResult
 from zooport.tests.registry_support import begin, fail, run_of, succeed
 
 LONG = "backbone.fpn_lateral2.weight has shape (256, 512, 1, 1), the config asks for (256, 256, 1, 1) " * 2
@@ -223,6 +226,46 @@ class TestNotes:
         lines = drawn(export_page(registry.export("good"))).splitlines()
         assert lines[lines.index("notes") + 1] == "  noted"
         assert "".join(lines).count("noted") == 1
+
+
+class TestPage:
+    """What ``zooport show`` prints of one export."""
+
+    def test_extensions_and_options_are_named(self, registry: Registry) -> None:
+        (job,) = begin(registry, ["good"])
+        detail = registry.export("good")
+        source = replace(job.checkpoint, imports=("/ext/pocketnet", "more.blocks"))
+        page = drawn(export_page(replace(detail, job=replace(job, checkpoint=source))))
+        assert "/ext/pocketnet, more.blocks" in page
+        assert "batch=1" in page
+
+    def test_what_a_failure_has_said_is_not_said_again(self, registry: Registry) -> None:
+        (job,) = begin(registry, ["away"])
+        registry.start_attempt(job.id, "w", job.log)
+        url, path = "https://host/zoo/a.pth", "/cache/https/host/zoo/a.pth"
+        failure = Failure(
+            "fetch.failed",
+            f"cannot fetch {url}: no answer",
+            hint=f"without network, place the file at {path}",
+            details={"url": url, "path": path, "tries": 3},
+        )
+        registry.finish_attempt(job.id, ExportResult(job.id, 1.0, failure=failure.record()))
+        page = drawn(export_page(registry.export("away")), 200)
+        assert f'"{url}"' not in page
+        assert f'"{path}"' not in page
+        assert "tries: 3" in page
+
+    def test_each_try_has_its_log(self, registry: Registry) -> None:
+        (job,) = begin(registry, ["flaky"])
+        crash = Failure("worker.crashed", "SIGSEGV").record()
+        registry.start_attempt(job.id, "w", Path("/logs/x.log"))
+        registry.finish_attempt(job.id, ExportResult(job.id, 1.0, failure=crash), again=True)
+        registry.start_attempt(job.id, "w", Path("/logs/x.2.log"))
+        registry.finish_attempt(job.id, ExportResult(job.id, 1.0))
+        page = drawn(export_page(registry.export("flaky")), 200)
+        assert "/logs/x.log (try 1)" in page
+        assert "/logs/x.2.log" in page
+        assert "worker.crashed: SIGSEGV" in page
 
 
 def section(remarks: list[Remark]) -> list[str]:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,7 @@ def test_weights_that_cannot_be_fetched_fail_their_own_exports_only(tmp_path: Pa
   - {{name: by_address, config: c.yaml, weights: "{(tmp_path / "here.pth").as_uri()}"}}
   - {{zoo: COCO-Detection/rpn_R_50_C4_1x}}"""
     manifest = load_manifest(write_manifest(tmp_path, models))
-    local, by_address, official = fetch_weights(manifest.targets, manifest.addresses)
+    local, by_address, official = fetch_weights(manifest.targets, manifest.addresses, base=0.01)
     assert local.refusal is None
     assert by_address.refusal is None
     assert by_address.checkpoint.weights == tmp_path / "here.pth"
@@ -150,6 +151,45 @@ def test_weights_that_cannot_be_fetched_fail_their_own_exports_only(tmp_path: Pa
     assert official.refusal.code == "fetch.failed"
     assert official.refusal.retryable
     assert str(official.checkpoint.weights) in official.refusal.hint
+
+
+@pytest.mark.parametrize(("refused", "retries", "calls"), [(False, 2, 3), (False, 0, 1), (True, 2, 1)])
+def test_a_server_that_is_away_is_asked_again_and_one_that_says_no_is_not(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str], refused: bool, retries: int, calls: int
+) -> None:
+    models = "  - {zoo: COCO-Detection/rpn_R_50_C4_1x}"
+    manifest = load_manifest(write_manifest(tmp_path, models))
+    targets = [replace(target, retries=retries) for target in manifest.targets]
+    asked: list[str] = []
+
+    def fetch(url: str, **options: object) -> Path:
+        asked.append(url)
+        raise Failure("fetch.failed", "no answer", details={"refused": refused})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zooport.jobs.fetching.fetch", fetch)
+        (target,) = fetch_weights(targets, base=0.01)
+    assert len(asked) == calls
+    assert target.refusal is not None
+    assert capsys.readouterr().err.count("no answer; retrying in 0 s") == calls - 1
+
+
+def test_what_comes_at_the_second_try_is_no_failure(tmp_path: Path, cache: Path) -> None:
+    models = "  - {zoo: COCO-Detection/rpn_R_50_C4_1x}\n  - {zoo: COCO-Detection/rpn_R_50_FPN_1x}"
+    manifest = load_manifest(write_manifest(tmp_path, models))
+    asked: list[str] = []
+
+    def fetch(url: str, **options: object) -> Path:
+        asked.append(url)
+        if len(asked) < 3:
+            raise Failure("fetch.failed", "no answer")
+        return tmp_path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zooport.jobs.fetching.fetch", fetch)
+        targets = fetch_weights(manifest.targets, base=0.01)
+    assert [target.refusal for target in targets] == [None, None]
+    assert len(asked) == 4
 
 
 def test_a_later_run_fetches_without_the_manifest(tmp_path: Path, cache: Path) -> None:

@@ -173,7 +173,7 @@ def _unreachable(url: str, final: Path, error: TransferError) -> Failure:
         "checkpoint.missing" if error.missing else "fetch.failed",
         f"cannot fetch {_shown(url)}: {error}",
         hint=f"without network, place the file at {final}",
-        details={"url": _shown(url), "path": str(final)},
+        details={"url": _shown(url), "path": str(final), "refused": error.permanent},
     )
 
 

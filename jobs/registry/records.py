@@ -164,6 +164,7 @@ class ExportDetail:
             "weights": str(self.job.checkpoint.weights),
             "published": dict(self.published),
             "overrides": dict(self.job.checkpoint.overrides),
+            "imports": list(self.job.checkpoint.imports),
             "content_key": self.content_key,
             "details": dict(self.details),
             "command": self.command,
