@@ -35,6 +35,7 @@ def misbehave(name: str, stage: str, staging: Path) -> None:
         "hang": lambda: time.sleep(600),
         "sleep": lambda: time.sleep(float(words[-1])),
         "leak": leak,
+        "hold": lambda: hold(int(words[-1])),
         "raise": lambda: fail(ValueError("this checkpoint\nis strange")),
         "unsupported": lambda: fail(Failure("unsupported.architecture", f"MODEL.META_ARCHITECTURE: {name}")),
         "fill": lambda: (staging / "large").write_bytes(b"x" * 10_000_000),
@@ -54,6 +55,13 @@ def crash_at_first(checkpoint: CheckpointSource) -> None:
         file.write("x")
     if tries.stat().st_size <= int(checkpoint.name.split("-")[-1]):
         ctypes.string_at(0)
+
+
+def hold(mebibytes: int) -> None:
+    """Hold so much memory for a moment."""
+    held = b"x" * (mebibytes << 20)
+    time.sleep(0.6)
+    del held
 
 
 def leak() -> None:
