@@ -108,11 +108,11 @@ def weights_for(model: nn.Module, name: str, config: Config) -> dict[str, torch.
 
 
 def build(name: str, overrides: Tree | None = None) -> nn.Module:
-    """The model with its deterministic weights."""
+    """The model with its deterministic weights, of the default type."""
     config = config_of(name, overrides)
     model = build_skeleton(config)
     model.load_state_dict(weights_for(model, name, config), assign=True)
-    return model.requires_grad_(False)
+    return model.to(torch.get_default_dtype()).requires_grad_(False)
 
 
 def build_for_export(name: str, *, tiny: bool = False) -> nn.Module:
@@ -139,15 +139,24 @@ def build_for_export(name: str, *, tiny: bool = False) -> nn.Module:
 
 def inputs_of(name: str, height: int, width: int) -> dict[str, torch.Tensor]:
     """What the model takes for a picture of this size; given proposals are those of the measurement."""
-    inputs = {"image": torch.from_numpy(deterministic_weights.picture(height, width)).float()}
+    image = torch.from_numpy(deterministic_weights.picture(height, width))
+    inputs = {"image": image.to(torch.get_default_dtype())}
     if "given_proposals" in recorded()[name]:
         inputs["proposal_boxes"] = torch.tensor(recorded()[name]["given_proposals"])
     return inputs
 
 
-@torch.no_grad()
-def observe(name: str) -> Tree:
+def observe(name: str, dtype: torch.dtype = torch.float32) -> Tree:
     """Compute every stage that is recorded of a model; whole tensors as numpy arrays."""
+    torch.set_default_dtype(dtype)
+    try:
+        return _observe(name)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@torch.no_grad()
+def _observe(name: str) -> Tree:
     model, record = build(name), recorded()[name]
     inputs = inputs_of(name, record["input"]["height"], record["input"]["width"])
     parts: Any = model

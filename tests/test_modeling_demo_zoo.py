@@ -2,7 +2,9 @@
 
 Trained weights, so unlike with deterministic ones scores are spread out and thresholds cut between them. The
 tolerances are those of the official models: 1e-4 of the largest magnitude for tensors, 0.01 pixels for boxes
-and keypoints, 1e-4 for scores and mask probabilities; classes, order, thresholded masks and maps are equal.
+and keypoints, 1e-4 for scores and mask probabilities; classes, order and segments are equal, and of the
+pixels of thresholded masks and of maps one in 10,000 may flip: a probability next to its threshold falls on
+either side, depending on how the processor's vector units add up.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ MODELS = (
     "panoptic_fpn",
     "retinanet_fpn",
 )
-PIXELS, SCORE, RELATIVE = 0.01, 1e-4, 1e-4
+PIXELS, SCORE, RELATIVE, FLIPPED = 0.01, 1e-4, 1e-4, 1e-4
 JPEG_ROUNDING = 2  # grey levels between decoders
 
 
@@ -137,9 +139,15 @@ def check_final(
         pasted = paste_masks(framed["pred_masks"], framed["pred_boxes"], *image)
         shape = record["post_masks_shape"]
         wanted = np.unpackbits(record["post_instances_pred_masks"], count=int(shape.prod())).reshape(shape)
-        assert np.array_equal(pasted, wanted.astype(bool))
+        assert flipped(pasted, wanted.astype(bool)) <= FLIPPED
     if "post_panoptic_seg" in record:
         check_maps(record, framed, semantic_labels(outputs["sem_seg"], network, image), config)
+
+
+def flipped(found: Array, wanted: Array) -> float:
+    """Return the share of pixels that differ."""
+    assert found.shape == wanted.shape
+    return float(np.mean(found != wanted)) if found.size else 0.0
 
 
 def check_maps(record: dict[str, Array], framed: dict[str, Array], labels: Array, config: Config) -> None:
@@ -157,8 +165,8 @@ def check_maps(record: dict[str, Array], framed: dict[str, Array], labels: Array
         stuff_area=settings.STUFF_AREA_LIMIT,
         confidence=settings.INSTANCES_CONFIDENCE_THRESH,
     )
-    assert np.array_equal(labels, record["post_sem_seg_argmax"])
-    assert np.array_equal(panoptic, record["post_panoptic_seg"])
+    assert flipped(labels, record["post_sem_seg_argmax"]) <= FLIPPED
+    assert flipped(panoptic, record["post_panoptic_seg"]) <= FLIPPED
     wanted = json.loads(str(record["post_panoptic_info"]))
     assert [tuple(one) for one in segments] == [
         (entry["id"], entry["isthing"], entry["category_id"]) for entry in wanted

@@ -5,20 +5,28 @@ another machine and with another number of threads:
 
 - tensors: 1e-4 of the largest magnitude in them, what is left of float32's 6e-8 after up to 150 layers;
 - boxes and keypoints: 0.01 pixels, far below what an overlap threshold or a metric notices;
-- scores and mask probabilities: 1e-4 absolute;
+- scores and mask probabilities: 1e-4 absolute; those of keypoints, exponentials of logits, what the tolerance
+  of the logits makes of it;
 - classes, the order of detections, thresholded masks at the sampled positions, panoptic segments and map:
   equal;
 - counted pixels (areas of stuff segments, the mean of thresholded masks): one in 10,000 may flip, because a
   probability next to its threshold falls on either side.
+
+Deterministic weights are not trained: in some networks they blow rounding up by orders of magnitude, and put
+scores and box sides right at their thresholds. Where a stage is beyond its tolerance, the model is run in
+float64 too. What float32 and float64 of the same model disagree about on this machine, two float32 programs
+on two machines need not agree about; a mistake in the model shows in both, and fails.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from zooport.export_core.modeling.build import build_skeleton
@@ -27,6 +35,9 @@ from zooport.tests.official_zoo import SAME_NETWORK, config_of, observe, paramet
 Array = np.ndarray[Any, Any]
 
 RELATIVE, PIXELS, SCORE, FLIPPED = 1e-4, 0.01, 1e-4, 1e-4
+# An exponential of logits up to 40, each of which may be off by RELATIVE of that, over a sum of such ones.
+KEYPOINT_SCORE = 2 * RELATIVE * 40
+ROUNDINGS = 4.0  # times the rounding of this machine that two machines may be apart
 ABSOLUTE = {
     "pred_boxes": PIXELS,
     "proposal_boxes": PIXELS,
@@ -111,16 +122,31 @@ def test_every_stage_equals_detectron2s(name: str) -> None:
 
     assert seen["padded"] == record["padded"]
     checks = list(compare(record, seen))
-    assert [f"{check.place} {check.finding}" for check in checks if not check.within] == []
+    beyond = [check for check in checks if not check.within]
+    if beyond:
+        exact = observe(name, torch.float64)
+        beyond = [check for check in beyond if not is_rounding(check, seen, exact)]
+    assert [f"{check.place} {check.finding}" for check in beyond] == []
     assert {check.place.split("/")[0] for check in checks} == set(record) & STAGES
 
 
 class Check(NamedTuple):
-    """One comparison: of what, what was found, and whether that is within tolerance."""
+    """One comparison: of what, what was found, whether it is within tolerance, and by how much it is off."""
 
     place: str
     finding: str
     within: bool
+    off: float = float("nan")
+
+
+def is_rounding(check: Check, seen: Mapping[str, Any], exact: Mapping[str, Any]) -> bool:
+    """Whether float32 and float64 disagree as much as zooport and the record do."""
+    found, wanted = (
+        reduce(lambda tree, key: tree[key], check.place.split("/"), run) for run in (seen, exact)
+    )
+    if isinstance(found, list) or found.shape != wanted.shape:
+        return bool(np.shape(found) != np.shape(wanted) or found != wanted)
+    return check.off <= ROUNDINGS * float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0))
 
 
 def compare(record: Mapping[str, Any], seen: Mapping[str, Any], path: str = "") -> Iterator[Check]:
@@ -145,19 +171,24 @@ def compare_tensor(place: str, name: str, wanted: Mapping[str, Any], found: Arra
     if "mean" in wanted and found.size:
         spread = max(abs(wanted["mean"]), wanted["std"], 1e-12)
         limit = FLIPPED if found.dtype in (np.bool_, np.int32) else RELATIVE
-        shift = abs(found.mean(dtype=np.float64) - wanted["mean"]) / spread
-        yield Check(place, f"has its mean off by {shift:.2g} of its spread", bool(shift <= limit))
+        off = abs(found.mean(dtype=np.float64) - wanted["mean"])
+        yield Check(
+            place, f"has its mean off by {off / spread:.2g} of its spread", off <= limit * spread, off
+        )
 
 
 def compare_values(place: str, name: str, wanted: Array, found: Array) -> Iterator[Check]:
     if name == "pred_keypoints":
         yield from compare_values(place, "places", wanted[..., :2], found[..., :2])
-        yield from compare_values(place, "scores", wanted[..., 2], found[..., 2])
+        yield from compare_values(place, "keypoint scores", wanted[..., 2], found[..., 2])
         return
     largest = float(np.abs(wanted).max(initial=0.0))
-    limit = 0.0 if place in EXACT else ABSOLUTE.get(name, RELATIVE * largest)
+    if name == "keypoint scores":
+        limit = max(SCORE, KEYPOINT_SCORE * largest)
+    else:
+        limit = 0.0 if place in EXACT else ABSOLUTE.get(name, RELATIVE * largest)
     off = float(np.abs(wanted - found).max(initial=0.0))
-    yield Check(place, f"is off by {off:.3g}, allowed {limit:.3g}", off <= limit)
+    yield Check(place, f"is off by {off:.3g}, allowed {limit:.3g}", off <= limit, off)
 
 
 def compare_segments(
