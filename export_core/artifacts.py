@@ -60,6 +60,15 @@ def staged(final: Place, token: str) -> Iterator[Path]:
         Failure: ``resource.disk`` when it cannot be made, ``output.occupied`` when something that is not an
             artifact is where the artifact belongs.
     """
+    staging = make_staging(final, token)
+    try:
+        yield staging
+    finally:
+        discard(final, token)
+
+
+def make_staging(final: Place, token: str) -> Path:
+    """Make the directory of :func:`staged`, which stays until somebody publishes or discards it."""
     staging = staging_path(final, token)
     try:
         check_replaceable(final)
@@ -67,10 +76,7 @@ def staged(final: Place, token: str) -> Iterator[Path]:
         staging.mkdir(parents=True)
     except OSError as error:
         raise disk_failure(error, Stage.PUBLISH, staging) from None
-    try:
-        yield staging
-    finally:
-        discard(final, token)
+    return staging
 
 
 def staging_path(final: Place, token: str) -> Path:

@@ -50,7 +50,7 @@ def predict_shard(
         images = loaded.images[shard.start : shard.stop]
         cache = open_image_cache(loaded, config)
         predictions = predict_images(predict, loaded, config, images, cache=cache)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # in one that is there: what was discarded meanwhile does not come back
     write_predictions(folder / shard.file_name, predictions)
 
 

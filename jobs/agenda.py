@@ -9,13 +9,13 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 from zooport.jobs.hosts import Job
 from zooport.jobs.plan import Plan
-from zooport.jobs.values import BaselineJob, ExportJob
+from zooport.jobs.values import ExportJob
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ class Agenda:
         """Let a task be ready in so many seconds, before all others of its size."""
         heapq.heappush(self._later, (self._clock() + seconds, next(self._order), task))
 
+    def put_first(self, tasks: Sequence[Task]) -> None:
+        """Let tasks be ready now, before all others of their size, in this order."""
+        for task in reversed(tasks):
+            self._line(task.size).appendleft(task)
+
     def promote(self) -> None:
         """Make ready what is due."""
         while self._later and self._later[0][0] <= self._clock():
@@ -116,5 +121,4 @@ def _weight(job: ExportJob) -> int:
 
 def label(job: Job) -> str:
     """Return how people call a job."""
-    what = "eager baseline" if isinstance(job, BaselineJob) else job.format
-    return f"{job.checkpoint.name}  {what}"
+    return f"{job.checkpoint.name}  {job.what}"

@@ -17,6 +17,7 @@ from zooport.jobs.hosts import Job, Result
 from zooport.jobs.plan import Plan
 from zooport.jobs.progress import Display, Finished
 from zooport.jobs.registry.records import LiveJob, Metric, primary_metrics
+from zooport.jobs.shards import opens_attempt
 from zooport.jobs.tables import movement
 from zooport.jobs.values import BaselineResult, ExportJob, ExportResult, Status
 from zooport.jobs.verdicts import Verdict, decide
@@ -58,7 +59,7 @@ class Book:
 
     def started(self, job: Job, worker: str) -> None:
         """Record that a worker has begun."""
-        if isinstance(job, ExportJob):
+        if isinstance(job, ExportJob) and opens_attempt(job):
             self._registry.start_attempt(job.id, worker, job.log)
 
     def ended(self, job: Job, result: Result) -> None:
@@ -78,7 +79,7 @@ class Book:
 
     def failed_for_now(self, job: Job, result: Result) -> None:
         """Record an attempt that failed and is followed by another one; nothing is judged."""
-        if isinstance(result, ExportResult):
+        if isinstance(result, ExportResult) and opens_attempt(job):
             self._registry.finish_attempt(result.id, result, again=True)
 
     def wants_news(self) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zooport.export_core.diagnosis import one_line
@@ -24,6 +25,7 @@ from zooport.jobs.memory import size_class
 from zooport.jobs.plan import Plan
 from zooport.jobs.progress import Display, Running
 from zooport.jobs.retries import next_try, pause
+from zooport.jobs.shards import Evaluations, cut
 from zooport.jobs.values import ExportJob, Status
 
 if TYPE_CHECKING:
@@ -69,7 +71,10 @@ class Crew:
         self._fail_fast = fail_fast
         self._pause = pause
         self._most = largest_machine()
-        self._agenda = Agenda(Task(job, size_class(job.reservation, self._most)) for job in in_order(plan))
+        self._agenda = Agenda(
+            Task(job, size_class(job.reservation, self._most)) for job in cut(in_order(plan))
+        )
+        self._evaluations = Evaluations()
         self._hosts: dict[Any, HostHandle] = {}  # reference to an answer -> who will give it
         self._workers = 0
         self._cancelled_at: float | None = None
@@ -85,6 +90,7 @@ class Crew:
             for host in self._hosts.values():
                 host.kill()
                 self._abandon(host)
+            self._book.dirty += self._evaluations.open_exports()
         return self._cancelled_at is not None
 
     def _step(self) -> None:
@@ -164,7 +170,11 @@ class Crew:
         """Write down what a task came to, and let it be tried again where that may help."""
         again = None if self._is_stopping() else next_try(task, result.failure, self._most)
         if again is None or result.failure is None:
-            self._book.ended(task.job, result)
+            parts, whole = self._evaluations.take(task.job, result)
+            if self._cancelled_at is None:
+                self._agenda.put_first([replace(task, job=part, number=1) for part in parts])
+            if whole is not None:
+                self._book.ended(task.job, whole)
             return
         seconds = pause(again.number, self._pause)
         self._book.failed_for_now(task.job, result)
@@ -180,6 +190,8 @@ class Crew:
         if self._fail_fast and self._book.counts[Status.FAILED]:
             self._agenda.clear()
         task = None if self._has_to_make_room(host) else self._agenda.take(host.size)
+        while task is not None and not self._evaluations.is_wanted(task.job):
+            task = self._agenda.take(host.size)
         if task is None:
             host.kill()
             return

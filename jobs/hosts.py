@@ -18,6 +18,7 @@ from zooport.jobs.cluster import server_directory
 from zooport.jobs.inputs import Courier, Unit, unpack, with_own_paths
 from zooport.jobs.registry.drivers import Driver
 from zooport.jobs.registry.records import LiveJob, now
+from zooport.jobs.shards import run_part
 from zooport.jobs.values import BaselineJob, BaselineResult, ExportJob, ExportResult
 from zooport.jobs.worker import PIPELINE, Stages, run_baseline, run_export
 
@@ -82,6 +83,8 @@ class Host:
             "on_stage": self._note,
             "cancellation": self._cancellation,
         }
+        if job.part is not None:
+            return run_part(job, self._settings.stages, **common, permit=self._permit)
         if isinstance(job, BaselineJob):
             return run_baseline(job, self._settings.stages, **common)
         return run_export(job, self._settings.stages, **common, permit=self._permit)
@@ -146,8 +149,8 @@ class HostHandle:
         if self.task is None:
             return None
         job = self.task.job
-        export, what = (job.id, job.format) if isinstance(job, ExportJob) else (None, "eager baseline")
-        return LiveJob(export, job.checkpoint.name, what, self.stage, self.started)
+        export = job.id if isinstance(job, ExportJob) else None
+        return LiveJob(export, job.checkpoint.name, job.what, self.stage, self.started)
 
     def refresh(self) -> None:
         """Learn the stage of the job, without waiting for an answer."""

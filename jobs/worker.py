@@ -17,6 +17,7 @@ from zooport.export_core.failures import Failure, FailureRecord, Stage
 from zooport.export_core.isolation import Cancellation, ForkServer, run_isolated
 from zooport.export_core.places import Place, RemotePath
 from zooport.export_core.remote_artifacts import kept_log
+from zooport.export_core.sources import DatasetSource
 from zooport.jobs.values import ArtifactRecord, BaselineJob, BaselineResult, ExportJob, ExportResult
 
 OnStage = Callable[[Stage], None]
@@ -36,11 +37,15 @@ class Stages:
         export: (checkpoint, format, options, dataset, sample_image, staging, report) -> notes.
         verify: (staging, dataset, report) -> metrics.
         baseline: (checkpoint, dataset, report) -> metrics.
+        shard: (checkpoint or staging, dataset, shard, folder, report): leaves predictions in the folder.
+        join: (checkpoint or staging, dataset, shards, folder, report) -> metrics.
     """
 
     export: str = "zooport.export_core.pipeline:export_stage"
     verify: str = "zooport.export_core.pipeline:verify_stage"
     baseline: str = "zooport.export_core.pipeline:evaluate_eager"
+    shard: str = "zooport.export_core.sharding:predict_shard"
+    join: str = "zooport.export_core.sharding:merge_shards"
 
 
 PIPELINE = Stages()
@@ -69,7 +74,7 @@ def run_export(
         The artifact and the metrics of the exported model, or why there are none.
     """
     with kept_log(job.log) as log:
-        course = _Course(job, log, server, on_stage, cancellation)
+        course = Course(job, log, server, on_stage, cancellation)
         try:
             artifact, metrics, notes = _export(job, stages, course, permit)
         except Exception as error:
@@ -87,7 +92,7 @@ def run_baseline(
 ) -> BaselineResult:
     """Evaluate the eager model of one checkpoint on one dataset."""
     with kept_log(job.log) as log:
-        course = _Course(job, log, server, on_stage, cancellation)
+        course = Course(job, log, server, on_stage, cancellation)
         try:
             course.enter(Stage.LOAD)
             metrics = course.run(stages.baseline, job.checkpoint, job.dataset)
@@ -104,31 +109,42 @@ def main_file(format_name: str) -> str:
 
 
 def _export(
-    job: ExportJob, stages: Stages, course: _Course, permit: Permit
+    job: ExportJob, stages: Stages, course: Course, permit: Permit
 ) -> tuple[ArtifactRecord, Mapping[str, float], tuple[str, ...]]:
     course.enter(Stage.LOAD)
     with staged(job.output, job.id) as staging:
         try:
-            source = (job.checkpoint, job.format, dict(job.options), job.dataset, job.sample_image)
-            notes = course.run(stages.export, *source, staging)
-            course.enter(Stage.VERIFY)
-            metrics = course.run(stages.verify, staging, job.dataset)
-            course.enter(Stage.PUBLISH)
-            if isinstance(job.output, RemotePath):
-                published = publish_remotely(staging, job.output, job.id, permit, course.run)
-            else:
-                published = publish(staging, job.output, permit)
+            notes, metrics = build(job, stages, course, staging, job.dataset)
+            artifact = publish_built(job, staging, course, permit)
         except Failure as failure:
-            raise _with_disk(failure, staging, job.output) from None
-    return _record(job, published), metrics, tuple(notes)
+            raise with_disk(failure, staging, job.output) from None
+    return artifact, metrics, notes
 
 
-def _record(job: ExportJob, published: Published) -> ArtifactRecord:
+def build(
+    job: ExportJob, stages: Stages, course: Course, staging: Path, dataset: DatasetSource | None
+) -> tuple[tuple[str, ...], Mapping[str, float]]:
+    """Make and verify the artifact in its staging directory; return remarks, and metrics on the dataset."""
+    source = (job.checkpoint, job.format, dict(job.options), job.dataset, job.sample_image)
+    notes = course.run(stages.export, *source, staging)
+    course.enter(Stage.VERIFY)
+    metrics = course.run(stages.verify, staging, dataset)
+    return tuple(notes), metrics
+
+
+def publish_built(job: ExportJob, staging: Path, course: Course, permit: Permit) -> ArtifactRecord:
+    """Publish what is in the staging directory."""
+    course.enter(Stage.PUBLISH)
+    published: Published
+    if isinstance(job.output, RemotePath):
+        published = publish_remotely(staging, job.output, job.id, permit, course.run)
+    else:
+        published = publish(staging, job.output, permit)
     name = main_file(job.format)
     return ArtifactRecord(job.output, name, published.files[name], published.size, published.files)
 
 
-def _with_disk(failure: Failure, staging: Path, output: Place) -> Failure:
+def with_disk(failure: Failure, staging: Path, output: Place) -> Failure:
     """Return the failure as a full disk, if that is what an error comes from, and name the place."""
     place = staging.parent
     if str(output.parent) in failure.message:
@@ -143,7 +159,7 @@ def _with_disk(failure: Failure, staging: Path, output: Place) -> Failure:
     return Failure("resource.disk", message, stage=failure.stage, hint=hint, details=failure.details)
 
 
-class _Course:
+class Course:
     """One job on its way: its limits, the stage it is in, and the seconds that each stage took."""
 
     def __init__(

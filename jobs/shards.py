@@ -1,0 +1,261 @@
+"""Jobs whose dataset is evaluated in shards: how they are cut into parts, done, and put together again.
+
+An export begins like any other and waits, verified, in its staging directory; its shards may then be
+predicted by any workers at once; the last part joins their predictions to metrics and publishes. A baseline
+consists of its shards and the joining. A part that is lost with its worker is done again alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from zooport.export_core.artifacts import discard, make_staging, staging_path
+from zooport.export_core.failures import Failure, FailureRecord, Stage
+from zooport.export_core.isolation import Cancellation, ForkServer
+from zooport.export_core.places import RemotePath
+from zooport.export_core.remote_artifacts import kept_log
+from zooport.export_core.shards import split
+from zooport.jobs.values import BaselineJob, BaselineResult, ExportJob, ExportResult, Part, PartKind
+from zooport.jobs.worker import Course, OnStage, Permit, Stages, build, publish_built, with_disk
+
+Job = ExportJob | BaselineJob
+Result = ExportResult | BaselineResult
+
+_PREDICTIONS = ".shards"  # hidden: dropped when the artifact is published
+
+
+def cut(jobs: Iterable[Job]) -> Iterator[Job]:
+    """Yield the jobs; of those that are evaluated in shards, the parts that can begin.
+
+    A dataset of one shard costs nothing more than it did. An artifact that goes to an address is made on one
+    machine, where no other worker could reach it: it is evaluated in one piece.
+    """
+    for job in jobs:
+        place = job.output if isinstance(job, ExportJob) else job.log
+        if job.dataset is None or job.images <= job.shard_images or isinstance(place, RemotePath):
+            yield job
+            continue
+        shards = split(job.images, job.shard_images)
+        if isinstance(job, ExportJob):
+            yield replace(job, part=Part(PartKind.BEGIN, shards))
+        else:
+            yield from _shards(replace(job, part=Part(PartKind.BEGIN, shards)), job.timeout)
+
+
+def opens_attempt(job: Job) -> bool:
+    """Whether a try of this job is an attempt at the export: all of it, or its first part."""
+    return job.part is None or job.part.kind is PartKind.BEGIN
+
+
+def run_part(
+    job: Job,
+    stages: Stages,
+    *,
+    server: ForkServer | None = None,
+    on_stage: OnStage | None = None,
+    cancellation: Cancellation | None = None,
+    permit: Permit = lambda: None,
+) -> Result:
+    """Do one part of a job in disposable processes; nothing is raised.
+
+    Returns:
+        What this part took and brought: remarks of the first one, metrics and artifact of the last one.
+    """
+    with kept_log(job.log) as log:
+        course = Course(job, log, server, on_stage, cancellation)
+        result: Result
+        failure = None
+        try:
+            result = _do(job, stages, course, permit)
+        except Exception as error:
+            failure = course.failure(error)
+        if failure is not None:
+            result = _empty(job, failure)
+    if isinstance(result, ExportResult):
+        return replace(result, seconds=course.elapsed, stages=course.seconds())
+    return replace(result, seconds=course.elapsed)
+
+
+def _do(job: Job, stages: Stages, course: Course, permit: Permit) -> Result:
+    part, dataset = job.part, job.dataset
+    if part is None or dataset is None:
+        raise ValueError(f"{job} is no part of a job")
+    if isinstance(job, BaselineJob):
+        folder = _folder(job)
+        course.enter(Stage.LOAD)
+        if part.kind is PartKind.SHARD:
+            course.run(stages.shard, job.checkpoint, dataset, part.shard, folder)
+            return BaselineResult(job.key, 0.0)
+        _require(folder)
+        metrics = course.run(stages.join, job.checkpoint, dataset, part.shards, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        return BaselineResult(job.key, 0.0, metrics)
+    if part.kind is PartKind.BEGIN:
+        return ExportResult(job.id, 0.0, notes=_begin(job, stages, course))
+    staging = staging_path(job.output, job.id)
+    try:
+        course.enter(Stage.EVALUATE)
+        if part.kind is PartKind.SHARD:
+            course.run(stages.shard, staging, dataset, part.shard, staging / _PREDICTIONS)
+            return ExportResult(job.id, 0.0)
+        _require(staging / _PREDICTIONS)
+        metrics = course.run(stages.join, staging, dataset, part.shards, staging / _PREDICTIONS)
+        artifact = publish_built(job, staging, course, permit)
+    except Failure as failure:
+        raise with_disk(failure, staging, job.output) from None
+    return ExportResult(job.id, 0.0, artifact=artifact, metrics=metrics)
+
+
+def _require(predictions: Path) -> None:
+    """Refuse to join what a worker has joined already that was lost before it could say so."""
+    if not predictions.is_dir():
+        raise Failure(
+            "worker.crashed",
+            f"{predictions}: the predictions are gone, a worker was lost after it had joined them",
+            hint="run it again with zooport rerun --failed",
+        )
+
+
+def _begin(job: ExportJob, stages: Stages, course: Course) -> tuple[str, ...]:
+    """Export and verify; the artifact stays in its staging directory only if that comes through."""
+    course.enter(Stage.LOAD)
+    staging = make_staging(job.output, job.id)
+    try:
+        notes, _ = build(job, stages, course, staging, None)
+    except BaseException as error:
+        failure = with_disk(error, staging, job.output) if isinstance(error, Failure) else error
+        discard(job.output, job.id)
+        raise failure from None
+    return notes
+
+
+def _folder(job: BaselineJob) -> Path:
+    """Return where the predictions of an eager model are left, beside its log."""
+    if isinstance(job.log, RemotePath):
+        raise TypeError("the predictions of shards lie in a folder that all workers share")
+    return job.log.with_name(f".baseline-{job.key[:16]}{_PREDICTIONS}")
+
+
+def _empty(job: Job, failure: FailureRecord | None = None) -> Result:
+    if isinstance(job, BaselineJob):
+        return BaselineResult(job.key, 0.0, failure=failure)
+    return ExportResult(job.id, 0.0, failure=failure)
+
+
+def _shards(job: Job, timeout: float | None) -> list[Job]:
+    """Return the parts that predict, each with its own log: several write at once."""
+    assert job.part is not None  # noqa: S101 - called for jobs that were cut
+    return [
+        replace(
+            job,
+            part=Part(PartKind.SHARD, job.part.shards, shard),
+            timeout=timeout,
+            log=job.log.with_name(f"{job.log.stem}.shard-{shard.number}{job.log.suffix}"),
+        )
+        for shard in job.part.shards
+    ]
+
+
+@dataclass
+class _Evaluation:
+    """An evaluation that goes on: what is done of it, and what it took so far."""
+
+    missing: set[int]
+    total: Result
+    begun: Job
+    timeout: float | None = None
+    joining: bool = False
+
+
+@dataclass
+class Evaluations:
+    """The evaluations in shards of a run, as the driver follows them."""
+
+    _open: dict[str, _Evaluation] = field(default_factory=dict)
+    _over: set[str] = field(default_factory=set)
+
+    def is_wanted(self, job: Job) -> bool:
+        """Whether a part is still to be done: not where another part of the job has failed."""
+        return job.part is None or job.part.kind is PartKind.BEGIN or _key(job) not in self._over
+
+    def take(self, job: Job, result: Result) -> tuple[list[Job], Result | None]:
+        """Take the final result of a job or part.
+
+        Returns:
+            The parts that can begin now; and the result of the whole job, if it came to its end.
+        """
+        part = job.part
+        if part is None:
+            return [], result
+        if not self.is_wanted(job):
+            return [], None
+        evaluation = self._open.get(_key(job))
+        if evaluation is None:
+            evaluation = self._open[_key(job)] = self._opened(job)
+        evaluation.total = _sum(evaluation.total, result)
+        if result.failure is not None or part.kind is PartKind.JOIN:
+            return [], self._close(job, evaluation)
+        if part.kind is PartKind.BEGIN:
+            left = None if job.timeout is None else max(1.0, job.timeout - result.seconds)
+            evaluation.timeout = left
+            return _shards(job, left), None
+        assert part.shard is not None  # noqa: S101 - a shard's part has one
+        evaluation.missing.discard(part.shard.number)
+        if evaluation.missing or evaluation.joining:
+            return [], None
+        evaluation.joining = True
+        join = replace(evaluation.begun, part=Part(PartKind.JOIN, part.shards), timeout=evaluation.timeout)
+        return [join], None
+
+    def open_exports(self) -> list[ExportJob]:
+        """Return the exports that wait in their staging directories."""
+        jobs = (each.begun for each in self._open.values())
+        return [job for job in jobs if isinstance(job, ExportJob)]
+
+    def _opened(self, job: Job) -> _Evaluation:
+        assert job.part is not None  # noqa: S101 - only parts come here
+        begun = job
+        if job.part.shard is not None:  # a baseline, which begins with its shards
+            stem = job.log.stem.partition(".shard-")[0]
+            begun = replace(job, log=job.log.with_name(f"{stem}{job.log.suffix}"))
+        return _Evaluation({shard.number for shard in job.part.shards}, _empty(job), begun, job.timeout)
+
+    def _close(self, job: Job, evaluation: _Evaluation) -> Result:
+        del self._open[_key(job)]
+        if job.part is not None and job.part.kind is not PartKind.BEGIN:
+            self._over.add(_key(job))
+        if evaluation.total.failure is None:
+            return evaluation.total
+        if isinstance(job, ExportJob):
+            discard(job.output, job.id)  # parts that still run find nothing any more
+        else:
+            shutil.rmtree(_folder(job), ignore_errors=True)
+        return replace(evaluation.total, failure=_named(evaluation.total.failure, job))
+
+
+def _named(failure: FailureRecord, job: Job) -> FailureRecord:
+    """Return the failure with the shard in which it happened, whose log is not that of the export."""
+    shard = None if job.part is None else job.part.shard
+    if shard is None or failure.code == "run.cancelled":
+        return failure
+    where = f"shard {shard.number} of {shard.of}, images {shard.start + 1} to {shard.stop}, log {job.log}"
+    return replace(failure, message=f"{failure.message} ({where})")
+
+
+def _key(job: Job) -> str:
+    return job.id if isinstance(job, ExportJob) else job.key
+
+
+def _sum(total: Result, part: Result) -> Result:
+    """Return the result with what another part took and brought."""
+    seconds = total.seconds + part.seconds
+    if isinstance(total, ExportResult) and isinstance(part, ExportResult):
+        stages = dict(total.stages)
+        for stage, taken in part.stages.items():
+            stages[stage] = stages.get(stage, 0.0) + taken
+        notes = (*total.notes, *part.notes)
+        return replace(part, seconds=seconds, stages=stages, notes=notes)
+    return replace(part, seconds=seconds)
