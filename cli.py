@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -64,6 +64,15 @@ RetriesOption = Annotated[
         min=0,
         metavar="N",
         help="How often a crash or a lack of resources is tried again. Default: as the manifest says, 2.",
+        show_default=False,
+    ),
+]
+JobAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="http://HEAD:8265",
+        help="A Ray cluster's dashboard: the run is a job there.",
         show_default=False,
     ),
 ]
@@ -211,6 +220,7 @@ def status(
         str, typer.Argument(metavar="[RUN]", help="A run's id or its ending. Default: the newest.")
     ] = "latest",
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again until the run is over.")] = False,
+    address: JobAddressOption = None,
     output: OutputOption = OutputFormat.TABLE,
     registry: RegistryOption = None,
 ) -> None:
@@ -219,6 +229,11 @@ def status(
 
     if watch and output is not OutputFormat.TABLE:
         raise typer.BadParameter("--watch is for people; ask again for JSON or CSV")
+    if address is not None:
+        from zooport.jobs import ray_jobs
+
+        ray_jobs.print_status(_dashboard(address), run, output, watch=watch)
+        return
     print_status(registry, run, output, watch=watch)
 
 
@@ -230,11 +245,17 @@ def logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on as the log grows, until the export is done.")
     ] = False,
+    address: JobAddressOption = None,
     registry: RegistryOption = None,
 ) -> None:
-    """Print the log of an export's newest attempt."""
+    """Print the log of an export's newest attempt, or with --address that of a job's driver."""
     from zooport.jobs.monitor import print_log
 
+    if address is not None:
+        from zooport.jobs import ray_jobs
+
+        ray_jobs.print_log(_dashboard(address), name, follow=follow)
+        return
     print_log(registry, name, follow=follow)
 
 
@@ -242,6 +263,7 @@ def logs(
 def cancel(
     run: Annotated[str, typer.Argument(metavar="RUN", help='A run\'s id or its ending, or "latest".')],
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return when the run is over.")] = True,
+    address: JobAddressOption = None,
     registry: RegistryOption = None,
 ) -> int:
     """Stop a run that another process drives, on this machine or another.
@@ -250,7 +272,17 @@ def cancel(
     """
     from zooport.jobs import monitor
 
+    if address is not None:
+        from zooport.jobs import ray_jobs
+
+        return ray_jobs.cancel(_dashboard(address), run, wait=wait)
     return monitor.cancel(registry, run, wait=wait)
+
+
+def _dashboard(address: str) -> str:
+    if not address.startswith(("http://", "https://")):
+        raise typer.BadParameter(f"--address {address}: jobs are asked for at a dashboard, http://head:8265")
+    return address
 
 
 @app.command()
@@ -303,6 +335,7 @@ def formats(output: OutputOption = OutputFormat.TABLE) -> None:
 
 @app.command()
 def submit(
+    context: typer.Context,
     manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="What to export, such as zoo.yaml.")],
     address: AddressOption = None,
     workers: JobsOption = None,
@@ -319,6 +352,18 @@ def submit(
     dry_run: DryRunOption = False,
     fail_fast: FailFastOption = False,
     imports: ImportsOption = None,
+    runtime_env: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="What Ray brings to a cluster's nodes: YAML or JSON, as Ray has it."
+        ),
+    ] = None,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait/--no-wait", help="Of a job on http://head:8265: follow it, or print its id."),
+    ] = True,
+    run_id: Annotated[str | None, typer.Option(hidden=True)] = None,
+    origin: Annotated[Path | None, typer.Option(hidden=True)] = None,
     result: ResultOption = OutputFormat.TABLE,
     registry: RegistryOption = None,
 ) -> int:
@@ -326,11 +371,24 @@ def submit(
 
     Ctrl-C cancels: what runs is stopped, the registry says what was cancelled, and the exit code is 130. What
     is merely unsupported is no failure: the exit code stays 0.
-    """
-    from zooport.jobs import submission
-    from zooport.jobs.runner import RunSettings
 
-    settings = RunSettings(address, workers, fail_fast)
+    With --address http://head:8265 the run is a Ray job: the manifest and its small files are sent there, the
+    registry and the output are named as the head node finds them, and Ctrl-C stops following, not the job.
+    """
+    from zooport.jobs import ray_jobs, submission
+    from zooport.jobs.runner import RunSettings
+    from zooport.jobs.runtime_env import read_runtime_env
+
+    environment = {} if runtime_env is None else read_runtime_env(runtime_env)
+    if address is not None and ray_jobs.is_dashboard(address) and not dry_run:
+        options = tuple(_passed_on(context))
+        order = ray_jobs.Order(
+            manifest, address, output, registry, tuple(imports or ()), options, environment, wait
+        )
+        return ray_jobs.submit(order, result)
+    if not wait:
+        raise typer.BadParameter("--no-wait is for jobs: --address http://head:8265")
+    settings = RunSettings(address, workers, fail_fast, runtime_env=environment)
     deadlines = _deadlines(timeout)
     request = submission.Request(
         registry,
@@ -341,8 +399,34 @@ def submit(
         imports=tuple(imports or ()),
         deadlines=deadlines.stages,
         retries=retries,
+        run_id=run_id,
+        origin=origin,
     )
     return submission.submit(manifest, request, output)
+
+
+# What the driver of a job is told in another way, or not at all.
+_OF_THE_JOB = {
+    "address",
+    "output",
+    "registry",
+    "imports",
+    "runtime_env",
+    "wait",
+    "run_id",
+    "origin",
+    "result",
+}
+
+
+def _passed_on(context: typer.Context) -> Iterator[str]:
+    """Yield the options of this command line again, but those that its job is told in another way."""
+    for option in context.command.params:
+        name, value = option.name or "", context.params.get(option.name or "")
+        if option.param_type_name != "option" or name in _OF_THE_JOB or value in (None, option.default):
+            continue
+        for each in value if isinstance(value, list | tuple) else [value]:
+            yield from [option.opts[0]] if isinstance(each, bool) else [option.opts[0], str(each)]
 
 
 @app.command()
@@ -378,6 +462,7 @@ def rerun(
 
     if not failed:
         raise typer.BadParameter("say what to run again: --failed")
+    _refuse_dashboard(address)
     settings = RunSettings(address, workers, fail_fast)
     deadlines = _deadlines(timeout)
     request = submission.Request(
@@ -415,6 +500,7 @@ def resume(
     from zooport.jobs import submission
     from zooport.jobs.runner import RunSettings
 
+    _refuse_dashboard(address)
     settings = RunSettings(address, workers, fail_fast)
     deadlines = _deadlines(timeout)
     request = submission.Request(
@@ -428,6 +514,13 @@ def resume(
         retries=retries,
     )
     return submission.resume(request, run)
+
+
+def _refuse_dashboard(address: str | None) -> None:
+    if address is not None and address.startswith(("http://", "https://")):
+        raise typer.BadParameter(
+            f"{address} takes zooport submit alone: submit the manifest again, what is done is not repeated"
+        )
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

@@ -31,7 +31,7 @@ _PORTS = {"http": 80, "https": 443, "ray": 10001}
 _LEAVE_OUT = "check the address with ray status, or leave --address out to use this machine alone"
 # Ray's own words where versions differ: those of the cluster, then those of this process.
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)\s.*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL)
-_NO_TOKEN = "InvalidAuthToken"
+_UNAUTHORISED = "InvalidAuthToken"
 _FOLDER = "zp-"  # short: sockets have their paths below it
 _OWNER = "driver.json"
 _SERVERS = ("gcs_server", "raylet")
@@ -190,7 +190,7 @@ def _refused(address: str, error: Exception) -> Failure:
         reason = f"it runs Ray {ray} with Python {python}, and this is Ray {our_ray} with Python {our_python}"
         hint = "use the cluster's versions here, or submit through its dashboard: --address http://HEAD:8265"
         return unavailable(address, reason, hint)
-    if _NO_TOKEN in said or type(error).__name__ == "AuthenticationError":
+    if _UNAUTHORISED in said or type(error).__name__ == "AuthenticationError":
         hint = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, as on the head node"
         return unavailable(address, "it asks for a token, and this one is missing or another", hint)
     if "raylet" in said:

@@ -55,11 +55,12 @@ def stamp_of(path: Path) -> tuple[int, int] | None:
 
 def units_of(job: Job) -> Iterator[tuple[Path, ...]]:
     """Yield the input paths of a job; those that only make sense together stand in one tuple."""
-    yield _config_chain(job.checkpoint.config)
+    yield config_chain(job.checkpoint.config)
     yield (job.checkpoint.weights,)
     for name in job.checkpoint.imports:
-        if Path(name).is_absolute():
-            yield (Path(name),)
+        source = extension_source(name)
+        if source is not None:
+            yield (source,)
     if job.dataset is not None:
         for field in _DATASET_PATHS:
             path = getattr(job.dataset, field)
@@ -73,7 +74,8 @@ def units_of(job: Job) -> Iterator[tuple[Path, ...]]:
 _chains: dict[Path, tuple[Path, ...]] = {}
 
 
-def _config_chain(path: Path) -> tuple[Path, ...]:
+def config_chain(path: Path) -> tuple[Path, ...]:
+    """Return a config's file after all its bases; the file alone where they cannot be read."""
     from zooport.export_core.config.files import read_chain
 
     if path not in _chains:
@@ -234,7 +236,7 @@ def _moved(job: Job, moved: Mapping[Path, Path]) -> Job:
         job.checkpoint,
         config=moved.get(job.checkpoint.config, job.checkpoint.config),
         weights=moved.get(job.checkpoint.weights, job.checkpoint.weights),
-        imports=tuple(str(moved.get(Path(name), name)) for name in job.checkpoint.imports),
+        imports=tuple(_moved_extension(name, moved) for name in job.checkpoint.imports),
     )
     changes: dict[str, Any] = {"checkpoint": checkpoint}
     if job.dataset is not None:
@@ -246,6 +248,22 @@ def _moved(job: Job, moved: Mapping[Path, Path]) -> Job:
     if sample is not None and sample in moved:
         changes["sample_image"] = moved[sample]
     return replace(job, **changes)
+
+
+def extension_source(name: str) -> Path | None:
+    """Return the file or folder of an extension that is named by its path; None for an installed one."""
+    if not Path(name).is_absolute():
+        return None
+    top = Path(name).with_name(Path(name).name.partition(".")[0])
+    file = top.with_suffix(".py")
+    return file if file.is_file() else top
+
+
+def _moved_extension(name: str, moved: Mapping[Path, Path]) -> str:
+    source = extension_source(name)
+    if source is None or source not in moved:
+        return name
+    return str(moved[source].with_name(Path(name).name))
 
 
 def with_own_paths(failure: FailureRecord | None, folder: Path) -> FailureRecord | None:

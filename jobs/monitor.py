@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zooport.export_core.failures import Failure
 from zooport.export_core.places import RemotePath, stored_place
-from zooport.jobs.output import OutputFormat, console, print_value
+from zooport.jobs.output import OutputFormat, console, print_value, printable
 from zooport.jobs.registry import open_registry
 from zooport.jobs.registry.drivers import Driver
 from zooport.jobs.registry.records import LIVE, ExportFilter, RunState
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 _REFRESH = 1.0  # seconds between two looks at a run or at a log
 _STOPPED_WITHIN = 60.0  # seconds for a driver to stop what runs and to close its run
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _FAILURES_SHOWN = 5
 _LOG_LIMIT = 256 << 20  # bytes of a log that are fetched from an address
 
@@ -115,8 +112,7 @@ def _print_remote(registry: Reader, export: str, log: RemotePath, *, wait: bool)
     except OSError as error:
         hint = "it is stored when the attempt is over; one that was killed with its machine leaves none"
         raise Failure("log.missing", f"cannot read {log}: {error.strerror}", hint=hint) from None
-    for piece in _pieces(content.encode()):
-        sys.stdout.write(piece)
+    sys.stdout.write(printable(content))
     sys.stdout.flush()
 
 
@@ -127,19 +123,13 @@ def _print_from(path: Path, position: int) -> int:
             if position > os.fstat(file.fileno()).st_size:
                 position = 0  # begun anew by another attempt
             file.seek(position)
-            for piece in _pieces(file.read()):
-                sys.stdout.write(piece)
+            # A log holds what models and libraries have said: nothing in it may command the terminal.
+            sys.stdout.write(printable(file.read().decode("utf-8", "backslashreplace")))
             position = file.tell()
     except FileNotFoundError:
         return 0
     sys.stdout.flush()
     return position
-
-
-def _pieces(content: bytes) -> Iterator[str]:
-    text = content.decode("utf-8", "backslashreplace").replace("\r\n", "\n")
-    # A log holds what models and libraries have said: nothing in it may command the terminal.
-    yield _UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def cancel(url: str | None, run: str, *, wait: bool = True) -> int:

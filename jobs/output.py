@@ -29,6 +29,7 @@ STYLES = {
     "unsupported": "yellow",
     "cancelled": "magenta",
 }
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\s]+")
 
 
@@ -138,6 +139,11 @@ def cell(value: object, style: str = "") -> Text:
     from rich.text import Text
 
     return Text(_CONTROL.sub(" ", str(value)).strip(), style=style)
+
+
+def printable(text: str) -> str:
+    """Return a log's text with line breaks, and without anything that commands the terminal."""
+    return _UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\r\n", "\n"))
 
 
 def status_cell(status: str) -> Text:

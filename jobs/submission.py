@@ -15,6 +15,7 @@ from zooport.jobs.digests import DigestCache, default_cache
 from zooport.jobs.fetching import fetch_weights
 from zooport.jobs.hosts import HostSettings
 from zooport.jobs.manifest import load_manifest
+from zooport.jobs.nodes import check_outputs, output_root
 from zooport.jobs.output import OutputFormat, print_rows
 from zooport.jobs.plan import Plan, make_plan, place
 from zooport.jobs.progress import display
@@ -48,6 +49,8 @@ class Request:
         imports: extensions besides those of the manifest or of the failed jobs, by name or path.
         deadlines: seconds per stage, in place of what the manifest says of the same stages.
         retries: how often what may pass by itself is tried again, in place of what the manifest says.
+        run_id: what the run is called, unless the registry has such a run; None makes a name.
+        origin: what is recorded as the manifest's path; None takes the path itself.
     """
 
     registry: str | None = None
@@ -59,6 +62,8 @@ class Request:
     imports: tuple[str, ...] = ()
     deadlines: Mapping[str, float] = field(default_factory=dict)
     retries: int | None = None
+    run_id: str | None = None
+    origin: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -90,11 +95,11 @@ def submit(manifest_path: Path, request: Request, output: Path | str | None = No
     """
     manifest = load_manifest(manifest_path)
     root = manifest.output if output is None else output_place(output, Path.cwd())
-    targets: Sequence[ExportTarget] = _with_imports(manifest.targets, request.imports)
+    targets: Sequence[ExportTarget] = _as_asked(manifest.targets, request)
     if not request.dry_run:
         targets = fetch_weights(targets, manifest.addresses)
     wanted = [(target, place(target, root)) for target in targets]
-    return _carry_out(_Work(manifest.path, manifest.text, wanted), request)
+    return _carry_out(_Work(request.origin or manifest.path, manifest.text, wanted), request)
 
 
 def rerun(request: Request, run: str | None, code: str | None, *, include_unsupported: bool) -> int:
@@ -119,7 +124,7 @@ def rerun(request: Request, run: str | None, code: str | None, *, include_unsupp
             return 0
         latest = failed[-1].run
         path, text = registry.manifest(latest)
-    targets = _with_imports([_target(each.job) for each in failed], request.imports)
+    targets = _as_asked([_target(each.job) for each in failed], request)
     if not request.dry_run:
         targets = fetch_weights(targets)
     wanted = [(target, each.job.output) for target, each in zip(targets, failed, strict=True)]
@@ -154,7 +159,7 @@ def resume(request: Request, run: str) -> int:
         if request.result is not OutputFormat.TABLE:
             print_rows([], PLAN_COLUMNS, request.result, lambda tables: tables.plain_table([], ()))
         return 0
-    targets = _with_imports([_target(each.job) for each in unfinished], request.imports)
+    targets = _as_asked([_target(each.job) for each in unfinished], request)
     if not request.dry_run:
         targets = fetch_weights(targets)
     wanted = [(target, each.job.output) for target, each in zip(targets, unfinished, strict=True)]
@@ -183,14 +188,15 @@ def _recover(registry: Registry) -> None:
         sys.stderr.write(f"zooport: the driver of {run} is dead; what was running is marked as crashed\n")
 
 
-def _with_imports(targets: Sequence[ExportTarget], names: Sequence[str]) -> list[ExportTarget]:
-    """Return the targets with extensions of the command line added to their own."""
-    added = [locate(name, Path.cwd()) for name in names]
-    result = []
-    for target in targets:
-        imports = tuple(dict.fromkeys([*target.checkpoint.imports, *added]))
-        result.append(replace(target, checkpoint=replace(target.checkpoint, imports=imports)))
-    return result
+def _as_asked(targets: Sequence[ExportTarget], request: Request) -> list[ExportTarget]:
+    """Return the targets with the extensions and the limits that the command line adds to their own."""
+    added = [locate(name, Path.cwd()) for name in request.imports]
+    return [_with_limits(_with_imports(target, added), request) for target in targets]
+
+
+def _with_imports(target: ExportTarget, added: Sequence[str]) -> ExportTarget:
+    imports = tuple(dict.fromkeys([*target.checkpoint.imports, *added]))
+    return replace(target, checkpoint=replace(target.checkpoint, imports=imports))
 
 
 def _target(job: ExportJob) -> ExportTarget:
@@ -210,14 +216,13 @@ def _target(job: ExportJob) -> ExportTarget:
 
 
 def _carry_out(work: _Work, request: Request) -> int:
-    wanted = [(_with_limits(target, request), output) for target, output in work.wanted]
-    work = replace(work, wanted=wanted)
     if request.dry_run:
-        _print_plan(_plan(work, _history(request.registry)), request.result)
+        _print_plan(_plan(work, _history(request.registry), request.run_id), request.result)
         return 0
     with open_registry(request.registry) as registry:
         _recover(registry)
-        plan = _plan(work, registry)
+        plan = _plan(work, registry, request.run_id)
+        check_outputs([output_root(job) for job in plan.to_run])
         _begin(registry, work, plan)
         registry.be_patient(_PATIENCE)
         hosts = replace(request.hosts, run_id=plan.run_id, driver=Driver.current())
@@ -228,7 +233,6 @@ def _carry_out(work: _Work, request: Request) -> int:
 
 
 def _with_limits(target: ExportTarget, request: Request) -> ExportTarget:
-    """Return the target with the limits that the command line sets."""
     return replace(
         target,
         timeout=target.timeout if request.timeout is None else request.timeout,
@@ -246,8 +250,8 @@ def _history(url: str | None) -> Registry | None:
         return None
 
 
-def _plan(work: _Work, history: Registry | None) -> Plan:
-    run_id = new_run_id()
+def _plan(work: _Work, history: Registry | None, run_id: str | None) -> Plan:
+    run_id = run_id or new_run_id()
     while history is not None and history.has_run(run_id):
         run_id = new_run_id()  # chance and a clock that was set back made one that is there already
     return make_plan(

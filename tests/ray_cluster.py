@@ -97,6 +97,8 @@ class Cluster:
         directory.mkdir()
         log = self.folder / f"node-{number}.log"
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--block"]
+        # Ray's own default is one port for all clusters of a machine, and jobs need it.
+        command += [f"--dashboard-agent-listen-port={free_port()}"]
         command += [f"--num-cpus={cpus}", f"--object-store-memory={_OBJECTS}", "--disable-usage-stats"]
         if hidden:
             mounts = " && ".join(f"mount -t tmpfs none '{path}'" for path in hidden)

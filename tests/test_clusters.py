@@ -1,4 +1,4 @@
-"""Runs on a cluster: nodes with their own files and packages, one that dies, and what does not fit together."""
+"""Runs on a cluster: nodes with files and packages of their own, one that dies, and what does not fit."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def private(place: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(place: Path, private: Path) -> Iterator[Cluster]:
-    """A head and a further node, with working directories of their own and an object store that both reach."""
+    """A head and a further node, with working directories of their own, and a bucket that both reach."""
     if not can_hide_folders():
         pytest.skip("this user may not have mounts of its own (unshare)")
     cluster = Cluster(place, bucket.install(place / "store"))
