@@ -29,6 +29,7 @@ from types import FrameType
 from typing import NoReturn
 
 from zooport.export_core.isolation.child import serve_one
+from zooport.export_core.isolation.huge_pages import HugePages
 
 SOCKET_NAME = "socket"
 LOCK_NAME = "lock"
@@ -90,8 +91,10 @@ class _Server:
 
     def serve(self) -> None:
         """Run until nobody needs the server any more."""
+        pages = HugePages()
         while not self._may_end():
-            for descriptor, _ in self._poll.poll(_LINGER * 1000):
+            wait = 0.0 if pages.step() else _LINGER * 1000
+            for descriptor, _ in self._poll.poll(wait):
                 self._handle(descriptor)
 
     def _handle(self, descriptor: int) -> None:
