@@ -15,8 +15,8 @@ class Field:
 
     Attributes:
         shape: lengths, or names of dynamic ones ("N" detections).
-        kind: how it is compared: "pixels", "keypoints" (pixels, the last column a score), "score", "exact" or
-            "tensor".
+        kind: how it is compared: "pixels", "keypoints" (pixels, the last column a score), "score", "mask",
+            "exact" or "tensor".
         frame: what its coordinates mean, where it has coordinates.
     """
 
@@ -35,7 +35,7 @@ FIELDS: dict[str, Field] = {
         "float32",
         ("N", 1, "M", "M"),
         "probability of the object in each cell of its box; paste, then threshold at 0.5",
-        "score",
+        "mask",
         frame="the detection's own box, divided into M x M cells",
     ),
     "pred_keypoints": Field(

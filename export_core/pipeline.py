@@ -120,7 +120,7 @@ def verify_stage(staging: Path, dataset: DatasetSource | None, report: Report) -
     config, fields, samples = take_over(staging)
     predictor = exporter.load(staging, fields, description["options"])
     try:
-        deviations = verify(predictor, samples, exporter.info.tolerance)
+        deviations = verify(predictor, samples, exporter.tolerance(description["options"]))
     except Failure as failure:
         raise exporter.explain(failure, description["notes"]) from failure
     description["verification"] = {

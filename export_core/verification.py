@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
+BOXES = ("pred_boxes", "proposal_boxes")
 PAIRING_FIELDS = ("pred_classes", "scores", "pred_boxes")
 
 
@@ -53,18 +54,35 @@ def verify(predictor: AnyPredictor, samples: Sequence[Sample], tolerance: Tolera
 def compare_outputs(sample: Sample, found: Mapping[str, Array], tolerance: Tolerance) -> dict[str, float]:
     """Compare the outputs of one sample; detections count as a set, since equal scores have no order.
 
+    Returns:
+        Field name -> largest deviation, of detections with a counterpart where some may have none.
+
     Raises:
         Failure: ``artifact.mismatch``.
     """
     missing = [name for name in sample.outputs if name not in found]
     if missing:
         raise _mismatch(sample, missing[0], "is missing")
+    if tolerance.unmatched and any(name in sample.outputs for name in BOXES):
+        rows, deviations = _compare_counterparts(sample, found, tolerance)
+        whole = {name: value for name, value in sample.outputs.items() if name not in rows}
+        return deviations | _compare_fields(sample, whole, found, None, tolerance)
     wanted_count, found_count = count_detections(sample.outputs), count_detections(found)
     if wanted_count != found_count:
         raise _mismatch(sample, "scores", f"has {found_count} detections instead of {wanted_count}")
     order = _pair(sample.outputs, found, tolerance)
+    return _compare_fields(sample, sample.outputs, found, order, tolerance)
+
+
+def _compare_fields(
+    sample: Sample,
+    outputs: Mapping[str, Array],
+    found: Mapping[str, Array],
+    order: npt.NDArray[np.intp] | None,
+    tolerance: Tolerance,
+) -> dict[str, float]:
     deviations = {}
-    for name, wanted in sample.outputs.items():
+    for name, wanted in outputs.items():
         value = np.asarray(found[name])
         if value.shape != wanted.shape:
             raise _mismatch(sample, name, f"has shape {value.shape} instead of {wanted.shape}")
@@ -75,6 +93,45 @@ def compare_outputs(sample: Sample, found: Mapping[str, Array], tolerance: Toler
             raise _mismatch(sample, name, f"differs by {deviation:.3g}{unit}, allowed {limit:g}{unit}")
         deviations[name] = deviation
     return deviations
+
+
+def _compare_counterparts(
+    sample: Sample, found: Mapping[str, Array], tolerance: Tolerance
+) -> tuple[set[str], dict[str, float]]:
+    """Compare each detection with the nearest one of its class; return the fields with a row for each.
+
+    One that differs from it beyond the tolerance in any field has no counterpart.
+    """
+    boxes = next(name for name in BOXES if name in sample.outputs)
+    wanted_count, found_count = len(sample.outputs[boxes]), len(found[boxes])
+    rows = {
+        name
+        for name, value in sample.outputs.items()
+        if len(value) == wanted_count and len(found[name]) == found_count and name != "sem_seg"
+    }
+    free = np.ones(found_count, dtype=bool)
+    worst = dict.fromkeys(sorted(rows), 0.0)
+    for index, box in enumerate(sample.outputs[boxes]):
+        alike = free.copy()
+        if "pred_classes" in rows:
+            alike &= found["pred_classes"] == sample.outputs["pred_classes"][index]
+        if not alike.any():
+            continue
+        distance = np.where(alike, np.abs(found[boxes] - box).max(axis=1), np.inf)
+        nearest = int(distance.argmin())
+        measured = {
+            name: _deviation(name, sample.outputs[name][index], found[name][nearest], tolerance)
+            for name in worst
+        }
+        if all(deviation <= limit for deviation, limit, _ in measured.values()):
+            free[nearest] = False
+            worst = {name: max(worst[name], measured[name][0]) for name in worst}
+    matched = found_count - int(free.sum())
+    more = max(wanted_count, found_count)
+    if more - matched > round(tolerance.unmatched * more):
+        what = f"has counterparts for {matched} of {wanted_count} detections among {found_count}"
+        raise _mismatch(sample, boxes, what)
+    return rows, worst
 
 
 def _deviation(name: str, wanted: Array, found: Array, tolerance: Tolerance) -> tuple[float, float, str]:
@@ -88,8 +145,8 @@ def _deviation(name: str, wanted: Array, found: Array, tolerance: Tolerance) -> 
         return float(np.abs(wanted[..., 2] - found[..., 2]).max()), tolerance.score, " of score"
     if kind in {"pixels", "keypoints"}:
         return difference, tolerance.pixels, " px"
-    if kind == "score":
-        return difference, tolerance.score, ""
+    if kind in {"score", "mask"}:
+        return difference, tolerance.score if kind == "score" else tolerance.mask, ""
     return difference / max(float(np.abs(wanted).max()), 1e-12), tolerance.relative, " relative"
 
 

@@ -208,3 +208,33 @@ def test_an_artifact_that_cannot_run_is_unloadable() -> None:
         verify(fail, [sample_of(detections())], TOLERANCE)
     assert caught.value.code == "artifact.unloadable"
     assert "\n" not in caught.value.message
+
+
+LOOSE = Tolerance(pixels=0.5, score=0.02, mask=0.1, relative=0.05, unmatched=0.25)
+
+
+def test_detections_may_lack_a_counterpart_where_the_format_has_fewer_digits() -> None:
+    outputs = detections()
+    fewer = {name: value[[2, 0, 1]] for name, value in outputs.items()}
+
+    deviations = compare_outputs(sample_of(outputs), fewer, LOOSE)
+
+    assert deviations == dict.fromkeys(outputs, 0.0)
+    with pytest.raises(Failure, match="has counterparts for 2 of 4 detections among 2"):
+        compare_outputs(sample_of(outputs), {name: value[:2] for name, value in outputs.items()}, LOOSE)
+    doubled = {name: np.concatenate((value, value)) for name, value in outputs.items()}
+    with pytest.raises(Failure, match="has counterparts for 4 of 4 detections among 8"):
+        compare_outputs(sample_of(outputs), doubled, LOOSE)
+
+
+@pytest.mark.parametrize(("field", "by"), [("pred_boxes", 0.6), ("scores", 0.03), ("pred_masks", 0.2)])
+def test_a_detection_beyond_the_tolerance_has_no_counterpart(field: str, by: float) -> None:
+    with pytest.raises(Failure, match="has counterparts for 0 of 4"):
+        compare_outputs(sample_of(detections()), changed(field, shifted(by)), LOOSE)
+
+
+def test_what_is_no_detection_is_compared_beside_counterparts() -> None:
+    outputs = detections() | {"sem_seg": np.ones((4, 40, 80), np.float32)}
+    assert compare_outputs(sample_of(outputs), outputs, LOOSE)["sem_seg"] == 0
+    with pytest.raises(Failure, match=r"sem_seg differs by 0\.1 relative"):
+        compare_outputs(sample_of(outputs), outputs | {"sem_seg": outputs["sem_seg"] * 1.1}, LOOSE)

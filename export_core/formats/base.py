@@ -29,13 +29,18 @@ class Tolerance:
 
     Attributes:
         pixels: of box corners and keypoints, absolute.
-        score: of scores and mask probabilities, absolute.
+        score: of scores, absolute.
+        mask: of mask probabilities, absolute.
         relative: of any other tensor, relative to the largest magnitude in it.
+        unmatched: share of the detections that may have no counterpart; of formats that compute with fewer
+            digits. Above 0, detections are compared with the most similar one instead of one by one.
     """
 
     pixels: float = 0.01
     score: float = 1e-4
+    mask: float = 1e-4
     relative: float = 1e-4
+    unmatched: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,10 @@ class Format(ABC):
         Raises:
             Failure: ``artifact.unloadable``.
         """
+
+    def tolerance(self, options: Mapping[str, Any]) -> Tolerance:
+        """Return how far the outputs of an artifact with these options may be from the eager model's."""
+        return self.info.tolerance
 
     def explain(self, failure: Failure, notes: Sequence[str]) -> Failure:
         """Return a failure of verification with a better hint, where the format knows what it comes from.

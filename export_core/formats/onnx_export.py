@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from zooport.export_core.diagnosis import diagnose, one_line
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats import onnx_file
-from zooport.export_core.formats.base import AnyPredictor, Array, Entry, Format, FormatInfo
+from zooport.export_core.formats.base import AnyPredictor, Array, Entry, Format, FormatInfo, Tolerance
+from zooport.export_core.formats.onnx_batch import IMAGE_INDEX, over_images
+from zooport.export_core.formats.onnx_half import to_half
 from zooport.export_core.formats.onnx_operators import (
     DEFORMABLE_OPSET,
     HIGHEST_OPSET,
@@ -30,7 +33,14 @@ if TYPE_CHECKING:
     from zooport.export_core.config import Config
 
 DEFAULT_OPSET = HIGHEST_OPSET
-DYNAMIC = ("height", "width", "N", "P")  # names of lengths in outputs.FIELDS that differ from image to image
+DYNAMIC_BATCH = "dynamic"
+# ONNX Runtime adds up in another order, which a mask head and its sigmoid show most.
+TOLERANCE = Tolerance(mask=5e-4)
+# Half precision has 11 bits: detections near a threshold come and go, the others stay where they are.
+HALF_TOLERANCE = Tolerance(pixels=1.0, score=0.02, mask=0.1, relative=0.05, unmatched=0.1)
+
+ROWS = ("N", "P")  # names of lengths in outputs.FIELDS: things found
+DYNAMIC = ("height", "width", *ROWS)  # those that differ from image to image
 _OPERATOR = re.compile(r"operator '?(?P<name>[\w:]+)'?")
 
 
@@ -43,13 +53,23 @@ class Onnx(Format):
         main_file=onnx_file.MAIN_FILE,
         call="outputs = onnxruntime.InferenceSession('model.onnx').run(None, {'image': image})",
         tools=("onnx", "onnxruntime"),
-        options={"opset": f"version of ONNX's operators, {LOWEST_OPSET} to {HIGHEST_OPSET} (the default)"},
+        tolerance=TOLERANCE,
+        options={
+            "batch": "N or dynamic: that many images of one size; default: one image (3, H, W)",
+            "fp16": "true: weights and products in half precision; default: false",
+            "opset": f"version of ONNX's operators, {LOWEST_OPSET} to {HIGHEST_OPSET} (the default)",
+        },
     )
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse unknown options and values that they cannot have."""
         super().check_options(options)
         _check_opset(options.get("opset", DEFAULT_OPSET))
+        _check_batch(options.get("batch", DYNAMIC_BATCH))
+        if type(options.get("fp16", False)) is not bool:
+            raise _bad_option(
+                "fp16", options["fp16"], "is neither true nor false", "leave it out for float32"
+            )
 
     def requires(self, config: Config, options: Mapping[str, Any]) -> None:
         """Refuse deformable convolution before the opset that has it."""
@@ -74,14 +94,19 @@ class Onnx(Format):
     ) -> None:
         """Record one pass over the sample, write it in ONNX, simplify and check it; see Format.export."""
         with tempfile.TemporaryDirectory(dir=directory, prefix=".") as folder:
-            raw, simple = Path(folder) / "raw", Path(folder) / "simple"
-            raw.mkdir()
-            simple.mkdir()
-            _convert(model, inputs, fields, raw / onnx_file.MAIN_FILE, options.get("opset", DEFAULT_OPSET))
-            onnx_file.simplify(raw / onnx_file.MAIN_FILE, simple / onnx_file.MAIN_FILE)
-            onnx_file.check(simple / onnx_file.MAIN_FILE)
-            for path in simple.iterdir():
-                shutil.move(path, directory / path.name)
+            raw, done = Path(folder) / "raw.onnx", Path(folder) / "done"
+            outputs = _convert(model, inputs, fields, raw, options.get("opset", DEFAULT_OPSET))
+            made = onnx_file.simplify(raw, Path(folder) / "simple.onnx")
+            onnx_file.name_lengths(made, {**_lengths(inputs), **_lengths(outputs)})
+            if options.get("fp16"):
+                to_half(made)
+            if "batch" in options:
+                count = "batch" if options["batch"] == DYNAMIC_BATCH else options["batch"]
+                made = over_images(made, count, [name for name in fields if _has_rows(name)])
+            done.mkdir()
+            onnx_file.write(made, done)
+            for path in done.iterdir():
+                path.rename(directory / path.name)
 
     def annotate(self, directory: Path, description: Mapping[str, Any]) -> None:
         """Enter into the file what a consumer needs to know, as JSON where it is no plain text."""
@@ -107,17 +132,68 @@ class Onnx(Format):
                 hint="export again; if it repeats, report it with the log",
             ) from error
 
+        if "batch" in options:
+            return _last_of_a_batch(session, fields, options["batch"])
+
         def predict(image: Array, **more: Array) -> dict[str, Array]:
             found = session.run(list(fields), {"image": image, **more})
             return dict(zip(fields, found, strict=True))
 
         return predict
 
+    def tolerance(self, options: Mapping[str, Any]) -> Tolerance:
+        """Half precision is judged by what it does to detections, not by digits."""
+        return HALF_TOLERANCE if options.get("fp16") else self.info.tolerance
+
     def describe_signature(
         self, inputs: list[Entry], outputs: list[Entry], options: Mapping[str, Any]
     ) -> tuple[list[Entry], list[Entry]]:
-        """Inputs and outputs go by name."""
-        return inputs, outputs
+        """Say how a batch is laid out."""
+        batch = options.get("batch")
+        if batch is None:
+            return inputs, outputs
+        inputs = [{**entry, "shape": [batch, *entry["shape"]]} for entry in inputs]
+        described = []
+        for entry in outputs:
+            if _has_rows(entry["name"]):
+                described.append({**entry, "container": "the rows of all images, one image after the other"})
+            else:
+                described.append({**entry, "shape": [batch, *entry.get("shape", [])]})
+        if any(_has_rows(entry["name"]) for entry in outputs):
+            meaning = "which image of the batch each row belongs to"
+            described.append({"name": IMAGE_INDEX, "dtype": "int64", "shape": ["N"], "meaning": meaning})
+        return inputs, described
+
+
+def _has_rows(name: str) -> bool:
+    """Whether a field has a row for each thing found; fields of extensions are taken to have."""
+    return name not in FIELDS or FIELDS[name].shape[0] in ROWS
+
+
+def _last_of_a_batch(session: Any, fields: Sequence[str], batch: int | str) -> AnyPredictor:
+    """Return a predictor that puts the image last in a batch, behind neighbours unlike it."""
+    count = 2 if batch == DYNAMIC_BATCH else int(batch)
+    rows = [name for name in fields if _has_rows(name)]
+
+    def predict(image: Array, **more: Array) -> dict[str, Array]:
+        inputs = {name: np.stack([value] * count) for name, value in more.items()}
+        inputs["image"] = np.stack([np.flip(image, -1)] * (count - 1) + [image])
+        names = [*fields, IMAGE_INDEX] if rows else list(fields)
+        found = dict(zip(names, session.run(names, inputs), strict=True))
+        own = found[IMAGE_INDEX] == count - 1 if rows else None
+        return {name: found[name][own] if name in rows else found[name][-1] for name in fields}
+
+    return predict
+
+
+def _bad_option(name: str, value: Any, why: str, hint: str) -> Failure:
+    return Failure("export.option", f"onnx: {name} = {value!r} {why}", stage=Stage.PLAN, hint=hint)
+
+
+def _check_batch(batch: Any) -> None:
+    if batch != DYNAMIC_BATCH and (type(batch) is not int or batch < 1):
+        why = f"is neither a positive integer nor {DYNAMIC_BATCH!r}"
+        raise _bad_option("batch", batch, why, "leave it out for one image at a time")
 
 
 def _check_opset(opset: Any) -> None:
@@ -129,12 +205,8 @@ def _check_opset(opset: Any) -> None:
         why = f"is later than the last that torch's converter writes, {HIGHEST_OPSET}"
     else:
         return
-    raise Failure(
-        "export.option",
-        f"onnx: opset = {opset!r} {why}",
-        stage=Stage.PLAN,
-        hint=f"{LOWEST_OPSET} to {HIGHEST_OPSET}; leave it out for {DEFAULT_OPSET}",
-    )
+    hint = f"{LOWEST_OPSET} to {HIGHEST_OPSET}; leave it out for {DEFAULT_OPSET}"
+    raise _bad_option("opset", opset, why, hint)
 
 
 def _threads() -> int:
@@ -145,7 +217,8 @@ def _threads() -> int:
 
 def _convert(
     model: nn.Module, inputs: Mapping[str, Tensor], fields: Sequence[str], path: Path, opset: int
-) -> None:
+) -> dict[str, Tensor]:
+    """Write the model as torch converts it; return what it gives for the inputs."""
     import torch
 
     from zooport.export_core.formats.onnx_stand_ins import stand_ins
@@ -154,7 +227,7 @@ def _convert(
     with warnings.catch_warnings(), torch.no_grad(), stand_ins(model), registered(opset):
         warnings.simplefilter("ignore")
         try:
-            found = flat(*inputs.values())
+            outputs = dict(zip(fields, flat(*inputs.values()), strict=True))
             torch.onnx.export(
                 flat,
                 tuple(inputs.values()),
@@ -163,22 +236,31 @@ def _convert(
                 opset_version=opset,
                 input_names=list(inputs),
                 output_names=list(fields),
-                dynamic_axes=_dynamic_axes(inputs, dict(zip(fields, found, strict=True))),
+                dynamic_axes={
+                    name: {axis: length for axis, length in enumerate(lengths) if isinstance(length, str)}
+                    for name, lengths in {**_lengths(inputs), **_lengths(outputs)}.items()
+                },
             )
         except Exception as error:
             raise _conversion_failure(error) from error
+    return outputs
 
 
-def _dynamic_axes(inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
-    axes = {name: _names(name, value) for name, value in {**inputs, **outputs}.items()}
-    return {**axes, "image": {1: "height", 2: "width"}}
+def _lengths(values: Mapping[str, Tensor]) -> dict[str, list[int | str]]:
+    """Return the length of each dimension, or its name if it differs from image to image.
 
-
-def _names(name: str, value: Tensor) -> dict[int, str]:
-    """Return the name of each dimension that differs from image to image; all of an unknown field's."""
-    if name not in FIELDS:
-        return {axis: f"{name}_{axis}" for axis in range(value.dim())}
-    return {axis: str(length) for axis, length in enumerate(FIELDS[name].shape) if length in DYNAMIC}
+    All of those of an unknown field are taken to differ.
+    """
+    lengths: dict[str, list[int | str]] = {}
+    for name, value in values.items():
+        if name == "image":
+            lengths[name] = [value.shape[0], "height", "width"]
+        elif name in FIELDS:
+            pairs = zip(FIELDS[name].shape, value.shape, strict=True)
+            lengths[name] = [known if known in DYNAMIC else length for known, length in pairs]
+        else:
+            lengths[name] = [f"{name}_{axis}" for axis in range(value.dim())]
+    return lengths
 
 
 def _conversion_failure(error: Exception) -> Failure:

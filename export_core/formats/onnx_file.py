@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,14 +43,15 @@ def open_session(path: Path, options: SessionOptions) -> InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def simplify(source: Path, target: Path, largest: int = LARGEST_FILE) -> None:
+def simplify(source: Path, target: Path) -> Any:
     """Fold constants and drop what does nothing, by ONNX Runtime's basic passes: the result is plain ONNX.
 
     Args:
         source: as the converter wrote it, maybe with weights in files beside it.
-        target: where to write; weights go to :data:`WEIGHTS_FILE` beside it if the source is larger than
-            ``largest`` bytes.
-        largest: see above.
+        target: where ONNX Runtime may write.
+
+    Returns:
+        The ModelProto, with its weights.
 
     Raises:
         Failure: ``unsupported.operator`` where ONNX Runtime's CPU provider lacks an operator of the graph or
@@ -61,18 +63,14 @@ def simplify(source: Path, target: Path, largest: int = LARGEST_FILE) -> None:
     options = session_options(threads=1)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(target)
-    if sum(path.stat().st_size for path in source.parent.iterdir()) > largest:
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", WEIGHTS_FILE
-        )
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_min_size_in_bytes", str(SMALL_TENSOR)
-        )
+    external = "session.optimized_model_external_initializers_"
+    options.add_session_config_entry(external + "file_name", WEIGHTS_FILE)
+    options.add_session_config_entry(external + "min_size_in_bytes", str(SMALL_TENSOR))
     try:
         open_session(source, options)
     except Exception as error:
         raise _refusal(error) from error
-    model = onnx.load(str(target), load_external_data=False)
+    model = onnx.load(str(target))
     foreign = sorted({f"{node.domain}::{node.op_type}" for node in _nodes(model.graph) if node.domain})
     if foreign:
         raise Failure(
@@ -85,19 +83,44 @@ def simplify(source: Path, target: Path, largest: int = LARGEST_FILE) -> None:
     own = [entry for entry in model.opset_import if entry.domain in {"", "ai.onnx"}]
     del model.opset_import[:]
     model.opset_import.extend(own)
-    del model.graph.value_info[:]  # of inner values; whoever needs them infers them
-    model.producer_name = "zooport"
-    onnx.save(model, str(target))
+    return model
 
 
-def check(path: Path) -> None:
-    """Check a file by ONNX's checker, with inference of all shapes.
+def name_lengths(model: Any, lengths: Mapping[str, Sequence[int | str]]) -> None:
+    """Enter the lengths, or their names, into the inputs and outputs of a ModelProto."""
+    from onnx import helper
+
+    for value in (*model.graph.input, *model.graph.output):
+        kind = value.type.tensor_type.elem_type
+        value.CopyFrom(helper.make_tensor_value_info(value.name, kind, lengths[value.name]))
+
+
+def write(model: Any, directory: Path) -> None:
+    """Write ``model.onnx`` and check it; the ModelProto is used up.
+
+    Args:
+        model: a ModelProto with its weights.
+        directory: where; of more than :data:`LARGEST_FILE` bytes, the weights go to a file beside it.
 
     Raises:
-        Failure: ``export.failed``.
+        Failure: ``export.failed`` if ONNX's checker, which infers all shapes, refuses it; ``resource.disk``.
     """
     import onnx
 
+    path = directory / MAIN_FILE
+    del model.graph.value_info[:]  # shapes inside: whoever needs them infers them
+    model.producer_name, model.producer_version = "zooport", version("zooport")
+    external = sum(len(one.raw_data) for one in model.graph.initializer) > LARGEST_FILE
+    try:
+        onnx.save_model(
+            model,
+            str(path),
+            save_as_external_data=external,
+            location=WEIGHTS_FILE,
+            size_threshold=SMALL_TENSOR,
+        )
+    except OSError as error:
+        raise disk_failure(error, Stage.EXPORT, path) from None
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
