@@ -17,7 +17,7 @@ from zooport.jobs.values import ExportTarget
 
 
 def fetch_weights(
-    targets: Sequence[ExportTarget], addresses: Mapping[Path, str] | None = None, base: float = PAUSE
+    targets: Sequence[ExportTarget], addresses: Mapping[Path, str] | None = None, base: float | None = None
 ) -> list[ExportTarget]:
     """Return the targets, each with its weights on this machine or with the reason why they are not.
 
@@ -29,7 +29,7 @@ def fetch_weights(
         targets: what to export.
         addresses: place in the cache -> address, as the manifest knows them; places that it does not name
             tell their address themselves.
-        base: seconds before the second try.
+        base: seconds before the second try; None takes the usual ones.
     """
     missing = {
         weights: address
@@ -43,7 +43,7 @@ def fetch_weights(
         missing = {weights: address for weights, address in missing.items() if _may_come(refusals, weights)}
         if not missing or number == tries:
             break
-        seconds = pause(number + 1, base)
+        seconds = pause(number + 1, PAUSE if base is None else base)
         sys.stderr.write(f"zooport: {_reasons(missing, refusals)}; retrying in {seconds:.0f} s\n")
         time.sleep(seconds)
     return [

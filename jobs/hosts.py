@@ -194,9 +194,10 @@ def died(job: Job, host: HostHandle, error: Exception) -> Result:
         code = "worker.error"
     failure = Failure(
         code,
-        f"the Ray worker {host.name} ended while it ran this job: {one_line(error)}",
+        f"the Ray worker {host.name} ended while it ran this job ({type(error).__name__})",
         stage=Stage(host.stage) if host.stage else None,
         hint="run it again with zooport rerun --failed",
+        details={"ray": one_line(error)},
     ).record()
     seconds = time.monotonic() - host.since
     if isinstance(job, BaselineJob):

@@ -14,20 +14,29 @@ if TYPE_CHECKING:
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 _UNITS = {"B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-BASE, PER_BYTE, PER_PIXEL = GIB, 3.5, 600
+BASE = GIB
+PER_CHECKPOINT_BYTE = 3.5
+PER_PIXEL = 600
+PER_ANNOTATION_BYTE = 20
 LARGEST_IMAGE = 800 * 1333
 EXPECTED = "an amount of memory with its unit, such as 6GiB or 500MB"
 _SMALLEST = GIB // 2  # of a worker
 
 
-def estimate(checkpoint: int, pixels: int) -> int:
-    """Return the bytes that a job is thought to need at most.
+def estimate(checkpoint: int, pixels: int, annotations: int = 0) -> int:
+    """Return the bytes that a process of a job is thought to hold at most.
+
+    Linear in what is known before a job begins; the constants are bounds of what
+    ``benchmarks/reservation.py`` measures. A checkpoint is held as it is read, as a model and as an artifact
+    in the making; activations grow with the image; annotations are a tree of Python objects.
 
     Args:
         checkpoint: bytes of the weights file; 0 when they are not known.
         pixels: of one input image; 0 when they are not known.
+        annotations: bytes of the dataset's annotations; 0 without a dataset.
     """
-    return BASE + int(PER_BYTE * checkpoint) + PER_PIXEL * (pixels or LARGEST_IMAGE)
+    activations = PER_PIXEL * (pixels or LARGEST_IMAGE)
+    return BASE + int(PER_CHECKPOINT_BYTE * checkpoint) + activations + PER_ANNOTATION_BYTE * annotations
 
 
 def image_pixels(config: Config) -> int:

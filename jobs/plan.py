@@ -211,12 +211,13 @@ class _Keys:
         """Return how many images a dataset has; 0 for none, and where it cannot be read."""
         return self._dataset(dataset)[1]
 
-    def reservation(self, checkpoint: CheckpointSource) -> int:
-        """Return the bytes that a job of this checkpoint is thought to need."""
-        identity = repr(checkpoint)
+    def reservation(self, checkpoint: CheckpointSource, dataset: DatasetSource | None) -> int:
+        """Return the bytes that a job of this checkpoint on this dataset is thought to need."""
+        identity = repr((checkpoint, dataset))
         if identity not in self._reservations:
+            annotations = 0 if dataset is None else _size(dataset.annotations)
             _, pixels = self._config(checkpoint)
-            self._reservations[identity] = memory.estimate(_size(checkpoint.weights), pixels)
+            self._reservations[identity] = memory.estimate(_size(checkpoint.weights), pixels, annotations)
         return self._reservations[identity]
 
     def _checkpoint(self, checkpoint: CheckpointSource) -> dict[str, str]:
@@ -323,7 +324,7 @@ def _job(keys: _Keys, target: ExportTarget, output: Place, run_id: str, export_i
         deadlines=target.deadlines,
         retries=target.retries,
         memory=target.memory,
-        reservation=target.memory or keys.reservation(checkpoint),
+        reservation=target.memory or keys.reservation(checkpoint, dataset),
         images=keys.images(dataset),
         shard_images=target.shard_images,
     )

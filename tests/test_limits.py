@@ -61,4 +61,5 @@ def test_larger_checkpoints_and_images_need_more() -> None:
     small = memory.estimate(10 << 20, 320 * 320)
     assert small < memory.estimate(500 << 20, 320 * 320)
     assert small < memory.estimate(10 << 20, 800 * 1333)
+    assert small < memory.estimate(10 << 20, 320 * 320, annotations=1 << 20)
     assert memory.estimate(10 << 20, 0) == memory.estimate(10 << 20, 800 * 1333)

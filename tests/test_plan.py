@@ -20,6 +20,7 @@ from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.jobs import digests as digest_files
 from zooport.jobs import plan as planning
 from zooport.jobs.digests import DigestCache
+from zooport.jobs.memory import estimate
 from zooport.jobs.plan import Plan, make_plan, place
 from zooport.jobs.registry.records import Metric, Success
 from zooport.jobs.values import ArtifactRecord, ExportJob, ExportTarget
@@ -103,6 +104,23 @@ def test_formats_of_a_checkpoint_share_one_baseline(tmp_path: Path, target: Expo
     assert [job.baseline for job in made.jobs] == [baseline.key, baseline.key]
     assert made.jobs[0].key != made.jobs[1].key
     assert baseline.log.parent == made.jobs[0].log.parent
+
+
+def test_memory_is_what_was_asked_for_or_an_estimate(tmp_path: Path, target: ExportTarget) -> None:
+    asked = plan(tmp_path, replace(target, memory=12345))
+    assert asked.jobs[0].reservation == asked.baselines[0].reservation == 12345
+    assert target.dataset is not None
+    shortest, longest = 160, 256  # of the demo's configs
+    expected = estimate(
+        target.checkpoint.weights.stat().st_size,
+        shortest * longest,
+        target.dataset.annotations.stat().st_size,
+    )
+    assert plan(tmp_path, target).jobs[0].reservation == expected
+    larger = replace(target, checkpoint=replace(target.checkpoint, overrides={"INPUT.MIN_SIZE_TEST": 200}))
+    assert plan(tmp_path, larger).jobs[0].reservation > expected
+    unsized = replace(target, checkpoint=replace(target.checkpoint, overrides={"INPUT.MIN_SIZE_TEST": 0}))
+    assert plan(tmp_path, unsized).jobs[0].reservation > plan(tmp_path, larger).jobs[0].reservation
 
 
 def test_without_a_dataset_there_is_no_baseline(tmp_path: Path, target: ExportTarget) -> None:

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 from rich.console import Console
+from rich.live import Live
 
+from zooport.export_core.failures import Failure
 from zooport.jobs.progress import Display, Finished, Lines, LiveView, Running, display
 from zooport.jobs.values import Status
 
@@ -47,6 +49,30 @@ def test_the_view_shows_counts_and_what_runs() -> None:
     assert head.startswith("4 of 12 exports  3 succeeded  1 failed")
     assert first.split() == ["b", "eager", "baseline", "starting", "1", "min", "10", "s"]  # the longest first
     assert second.split() == ["a", "onnx", "verify", "3.0", "s"]
+
+
+def test_a_log_says_when_a_job_is_tried_again(capsys: pytest.CaptureFixture[str]) -> None:
+    crash = Failure("worker.crashed", "killed by SIGSEGV").record()
+    with Lines(total=2, cached=0) as lines:
+        lines.retrying("a  onnx", crash, "try 2 of 3", 1.7)
+        lines.finished(DONE)
+    said, done = capsys.readouterr().err.splitlines()
+    assert said == "a  onnx  worker.crashed: killed by SIGSEGV; retrying in 1.7 s (try 2 of 3)"
+    assert done.startswith("[1/2] ")  # what is tried again has not ended
+
+
+def test_the_view_says_so_above_and_counts_down_below() -> None:
+    crash = Failure("worker.crashed", "killed by\x1b[2J SIGSEGV").record()
+    output = io.StringIO()
+    view = LiveView(total=2, cached=0)
+    view._live = Live(console=Console(file=output, width=80, force_terminal=True, color_system=None))
+    view.retrying("a  onnx", crash, "try 2 of 3", 1.7)
+    assert "retrying  a onnx  worker.crashed: killed by" in output.getvalue()
+    assert "\x1b[2J" not in output.getvalue()
+    view.running([Running("a  onnx", "retrying in 2 s", 0.0)])
+    _, head, row = rendered(view)
+    assert head.startswith("0 of 2 exports")
+    assert "retrying in 2 s" in row
 
 
 def test_a_large_cluster_does_not_fill_the_screen() -> None:
