@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from zooport.export_core.failures import Failure
 from zooport.jobs.agenda import label
+from zooport.jobs.elsewhere import Elsewhere
 from zooport.jobs.hosts import Job, Result
 from zooport.jobs.plan import Plan
 from zooport.jobs.progress import Display, Finished
@@ -36,6 +37,7 @@ class Book:
         counts: how many exports came to what.
         dirty: jobs of hosts that died, which may have left half an artifact.
         cancel_requested: whether somebody asked the registry for this run to stop.
+        elsewhere: the baselines that another run measures.
     """
 
     def __init__(self, plan: Plan, registry: Registry, display: Display) -> None:
@@ -50,6 +52,7 @@ class Book:
         self._beat = self._polled = time.monotonic()
         self._told: Sequence[LiveJob] = ()
         self.cancel_requested = False
+        self.elsewhere = Elsewhere(registry, plan.run_id)
 
     def refuse(self) -> None:
         """Record the exports that cannot be tried."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from zooport.export_core.diagnosis import one_line
 from zooport.export_core.failures import Failure
 from zooport.jobs.agenda import Agenda, Task, in_order, label
 from zooport.jobs.cluster import check_alive
-from zooport.jobs.hosts import HostHandle, HostSettings, Result, died, largest_machine
+from zooport.jobs.hosts import HostHandle, HostSettings, Job, Result, died, largest_machine
 from zooport.jobs.inputs import Courier
 from zooport.jobs.memory import size_class
 from zooport.jobs.plan import Plan
@@ -71,9 +71,8 @@ class Crew:
         self._fail_fast = fail_fast
         self._pause = pause
         self._most = largest_machine()
-        self._agenda = Agenda(
-            Task(job, size_class(job.reservation, self._most)) for job in cut(in_order(plan))
-        )
+        self._elsewhere = book.elsewhere
+        self._agenda = Agenda(self._tasks(self._elsewhere.hold_back(in_order(plan))))
         self._evaluations = Evaluations()
         self._hosts: dict[Any, HostHandle] = {}  # reference to an answer -> who will give it
         self._workers = 0
@@ -84,7 +83,9 @@ class Crew:
         """Do everything; return whether the run was interrupted."""
         self._workers = workers
         try:
-            while self._hosts or self._agenda:
+            if self._elsewhere:
+                self._display.say(f"another run measures {len(self._elsewhere)} of the baselines")
+            while self._hosts or self._agenda or self._elsewhere:
                 self._step()
         finally:
             for host in self._hosts.values():
@@ -104,7 +105,21 @@ class Crew:
         if self._display.wants_stages():
             self._show()
         if self._book.wants_news():
+            self._look_elsewhere()
             self._tell()
+
+    def _tasks(self, jobs: Iterable[Job]) -> list[Task]:
+        return [Task(job, size_class(job.reservation, self._most)) for job in cut(jobs)]
+
+    def _look_elsewhere(self) -> None:
+        """Take the baselines that other runs have measured, and see to those that they will not."""
+        if self._elsewhere and self._is_stopping():
+            self._elsewhere.clear()
+        if self._elsewhere:
+            done, own = self._elsewhere.look()
+            for job, result in done:
+                self._book.ended(job, result)
+            self._agenda.put_first(self._tasks(own))
 
     def _answers(self) -> list[Any]:
         """Wait a moment for the first answer; return all that are there by then."""

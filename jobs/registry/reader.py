@@ -30,7 +30,7 @@ from zooport.jobs.registry.records import (
     chunks,
 )
 from zooport.jobs.registry.remarks import Remark, remarks_of
-from zooport.jobs.registry.resuming import failed, known_baselines, successes, unfinished
+from zooport.jobs.registry.resuming import begun_before, failed, known_baselines, successes, unfinished
 from zooport.jobs.registry.schema import (
     runs,
 )
@@ -174,6 +174,19 @@ class Reader:
         with self._database.reading() as connection:
             for chunk in chunks(keys):
                 found |= known_baselines(connection, chunk)
+        return found
+
+    def baselines_elsewhere(self, keys: Collection[str], run_id: str) -> dict[str, str]:
+        """Return which of these baselines a run that began before this one is to measure: key -> that run.
+
+        Runs whose driver is dead do not count.
+        """
+        found: dict[str, str] = {}
+        with self._database.reading() as connection:
+            for chunk in chunks(keys):
+                for key, run in begun_before(connection, chunk, run_id):
+                    if driver_of(run).is_alive(run.heartbeat_at):
+                        found[key] = run.id
         return found
 
     def unfinished_exports(self, run_id: str) -> list[UnfinishedExport]:

@@ -92,6 +92,22 @@ def known_baselines(connection: Connection, keys: list[str]) -> dict[str, dict[s
     return {key: values for key, (_, values) in by_run.items()}
 
 
+def begun_before(connection: Connection, keys: list[str], run_id: str) -> list[tuple[str, Row[Any]]]:
+    """Return (key, run) for each of these baselines that is open in a run which began before this one."""
+    number = select(runs.c.number).where(runs.c.id == run_id).scalar_subquery()
+    query = (
+        select(baselines.c.key, runs)
+        .join(runs, runs.c.id == baselines.c.run_id)
+        .where(
+            baselines.c.key.in_(keys),
+            baselines.c.status.in_(LIVE),
+            runs.c.status == str(Status.RUNNING),
+            runs.c.number < number,
+        )
+    )
+    return [(row.key, row) for row in connection.execute(query)]
+
+
 def failed(
     connection: Connection, run_id: str | None, statuses: list[str], code_glob: str | None
 ) -> list[FailedExport]:
