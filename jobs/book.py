@@ -68,7 +68,7 @@ class Book:
     def ended(self, job: Job, result: Result) -> None:
         """Record a result, and judge what can be judged with it."""
         if isinstance(result, BaselineResult):
-            self._registry.record_baseline(result)
+            self._registry.record_baseline(result, log=job.log)
             self._baselines[result.key] = result
             for waiting in self._waiting.pop(result.key, []):
                 self._judge(*waiting)
@@ -82,7 +82,9 @@ class Book:
 
     def failed_for_now(self, job: Job, result: Result) -> None:
         """Record an attempt that failed and is followed by another one; nothing is judged."""
-        if isinstance(result, ExportResult) and opens_attempt(job):
+        if isinstance(result, BaselineResult):
+            self._registry.record_baseline(result, log=job.log, again=True)
+        elif opens_attempt(job):
             self._registry.finish_attempt(result.id, result, again=True)
 
     def wants_news(self) -> bool:

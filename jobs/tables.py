@@ -15,6 +15,7 @@ from zooport.jobs.notes import notes_page
 from zooport.jobs.output import STYLES, cell, duration, size, status_cell
 from zooport.jobs.registry.records import (
     AttemptRow,
+    BaselineRow,
     ExportDetail,
     ExportRow,
     Metric,
@@ -152,6 +153,8 @@ def export_page(detail: ExportDetail) -> RenderableType:
         parts += [Text(), notes_page(detail.attempts[-1].notes)]
     if detail.attempts:
         parts += [Text(), Text("attempts", style="bold"), attempt_table(detail.attempts)]
+    if detail.baseline:
+        parts += [Text(), Text("eager model", style="bold"), baseline_table(detail.baseline)]
     return Group(*parts)
 
 
@@ -234,6 +237,22 @@ def attempt_table(attempts: Sequence[AttemptRow]) -> RenderableType:
             attempt.started[:19].replace("T", " "),
             duration(attempt.seconds),
             remark=_attempt_remark(attempt),
+        )
+    return lines
+
+
+def baseline_table(attempts: Sequence[BaselineRow]) -> RenderableType:
+    """Return one line per try at the eager model, oldest first: its log, and why it failed."""
+    lines = Lines("try", "run", "status", "ended (UTC)", "time", right=("try", "time"), remark="result")
+    for attempt in attempts:
+        failed = f"{attempt.code}: {attempt.message}; " if attempt.code is not None else ""
+        lines.add(
+            str(attempt.attempt),
+            short_run(attempt.run),
+            status_cell(attempt.status),
+            attempt.finished[:19].replace("T", " "),
+            duration(attempt.seconds),
+            remark=cell(f"{failed}log {attempt.log}"),
         )
     return lines
 

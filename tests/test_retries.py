@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from zooport.export_core.failures import CODES, Failure, FailureRecord
 from zooport.export_core.places import Place
@@ -18,6 +20,7 @@ from zooport.jobs.progress import Running
 from zooport.jobs.registry import open_registry
 from zooport.jobs.registry.writer import Registry
 from zooport.jobs.retries import log_of_try, next_try, pause
+from zooport.jobs.tables import export_page
 from zooport.jobs.values import BaselineJob, ExportJob, ExportResult
 from zooport.tests.registry_support import begin, run_of
 from zooport.tests.run_support import Bench, Notes, leftovers
@@ -209,6 +212,18 @@ class TestInARun:
         _, rows = bench.run(bench.target("unsure-1", dataset=bench.dataset(), retries=1))
         assert rows["unsure-1"].status == "succeeded"
         assert bench.notes.retried == [("unsure-1", "worker.crashed", "try 2 of 2")]
+        with open_registry(str(bench.folder / "registry.db")) as registry:
+            detail = registry.export("unsure-1")
+        tries = detail.baseline
+        assert [(each.attempt, each.status, each.code) for each in tries] == [
+            (1, "failed", "worker.crashed"),
+            (2, "succeeded", None),
+        ]
+        assert "crash_at_first" in Path(tries[0].log).read_text()
+        assert [Path(each.log).name for each in tries] == ["baseline-shapes.log", "baseline-shapes.2.log"]
+        page = io.StringIO()
+        Console(file=page, width=300).print(export_page(detail))
+        assert f"worker.crashed: {tries[0].message}; log {tries[0].log}" in page.getvalue()
 
     def test_nobody_waits_for_a_pause(self, bench: Bench) -> None:
         flaky = bench.target("flaky-1", retries=1)

@@ -12,12 +12,14 @@ from zooport.export_core.sources import CheckpointSource
 from zooport.jobs.registry.listing import OWNER, export_row, metrics_of, with_outcomes
 from zooport.jobs.registry.records import (
     AttemptRow,
+    BaselineRow,
     ExportDetail,
     job_from_dict,
 )
 from zooport.jobs.registry.schema import (
     artifacts,
     attempts,
+    baseline_attempts,
     checkpoints,
     exports,
     failures,
@@ -46,16 +48,18 @@ def detail(connection: Connection, pk: int) -> ExportDetail:
     shown = (row.owner, row.attempt)
     of_target = select(exports.c.id).where(exports.c.target == more.target)
     source = select(exports.c.id).where(exports.c.pk == row.source_pk)
+    job = job_from_dict(more.job, checkpoint_of(more))
     return ExportDetail(
         row=export_row(row, measured),
         manifest=more.manifest_path,
         content_key=more.content_key,
-        job=job_from_dict(more.job, checkpoint_of(more)),
+        job=job,
         details=_details(connection, *shown),
         artifact=_artifact(connection, *shown),
         attempts=_attempts(connection, more.target, pk),
         newest=connection.execute(of_target.order_by(exports.c.pk.desc()).limit(1)).scalar_one(),
         source=connection.execute(source).scalar_one_or_none(),
+        baseline=_baseline(connection, job.baseline),
     )
 
 
@@ -118,6 +122,27 @@ def _attempts(connection: Connection, target: str, pk: int) -> tuple[AttemptRow,
             started=row.started_at,
             finished=row.finished_at,
             command=row.command,
+        )
+        for row in connection.execute(query)
+    )
+
+
+def _baseline(connection: Connection, key: str | None) -> tuple[BaselineRow, ...]:
+    query = (
+        select(baseline_attempts)
+        .where(baseline_attempts.c.key == (key or ""))
+        .order_by(baseline_attempts.c.finished_at, baseline_attempts.c.number)
+    )
+    return tuple(
+        BaselineRow(
+            run=row.run_id,
+            attempt=row.number,
+            status=row.status,
+            code=(row.failure or {}).get("code"),
+            message=(row.failure or {}).get("message"),
+            seconds=row.seconds,
+            log=row.log,
+            finished=row.finished_at,
         )
         for row in connection.execute(query)
     )

@@ -17,6 +17,7 @@ from zooport.jobs.registry.records import LIVE, Delta, finite, now, plain, secon
 from zooport.jobs.registry.schema import (
     artifacts,
     attempts,
+    baseline_attempts,
     baseline_metrics,
     baselines,
     exports,
@@ -163,8 +164,14 @@ def _keep_failures(connection: Connection, keys: Iterable[tuple[int, int]], fail
     )
 
 
-def keep_baseline(connection: Connection, run_id: str, result: BaselineResult) -> bool:
-    """Close a baseline of the run; return False if the run has none of this key that is open."""
+def keep_baseline(
+    connection: Connection, run_id: str, result: BaselineResult, log: Place | None, *, again: bool
+) -> bool:
+    """Close a try of a baseline of the run and, unless there will be another one, the baseline itself.
+
+    Returns:
+        False if the run has no baseline of this key that is open.
+    """
     status = Status.SUCCEEDED if result.failure is None else Status.FAILED
     values = {
         "status": str(status),
@@ -173,8 +180,23 @@ def keep_baseline(connection: Connection, run_id: str, result: BaselineResult) -
         "finished_at": now(),
     }
     row = (baselines.c.run_id == run_id) & (baselines.c.key == result.key) & baselines.c.status.in_(LIVE)
-    if connection.execute(update(baselines).where(row).values(values)).rowcount != 1:
+    closed = update(baselines).where(row).values({"status": str(Status.RUNNING)} if again else values)
+    if connection.execute(closed).rowcount != 1:
         return False
+    of_this = (baseline_attempts.c.run_id == run_id) & (baseline_attempts.c.key == result.key)
+    before = connection.execute(
+        select(func.count()).select_from(baseline_attempts).where(of_this)
+    ).scalar_one()
+    more = {
+        "run_id": run_id,
+        "key": result.key,
+        "number": before + 1,
+        "log": "" if log is None else text(log),
+    }
+    connection.execute(insert(baseline_attempts).values(values | more))
+    if again:
+        beat(connection, run_id)
+        return True
     rows = [
         {"run_id": run_id, "key": result.key, "name": text(name), "value": finite(value)}
         for name, value in result.metrics.items()

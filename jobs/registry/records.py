@@ -115,6 +115,24 @@ class AttemptRow:
 
 
 @dataclass(frozen=True)
+class BaselineRow:
+    """One try at the evaluation of an eager model, or of a part of its images, that came to an end."""
+
+    run: str
+    attempt: int
+    status: str
+    code: str | None
+    message: str | None
+    seconds: float | None
+    log: str
+    finished: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+@dataclass(frozen=True)
 class ExportDetail:
     """Everything about one export: ``zooport show``.
 
@@ -122,6 +140,7 @@ class ExportDetail:
         newest: id of the latest export of the same model, format and manifest.
         source: id of the earlier export that a cached one was served from.
         attempts: of this export and of its predecessors, oldest first.
+        baseline: tries at the eager model that this export is compared with, in any run, oldest first.
     """
 
     row: ExportRow
@@ -133,6 +152,7 @@ class ExportDetail:
     attempts: tuple[AttemptRow, ...]
     newest: str
     source: str | None
+    baseline: tuple[BaselineRow, ...] = ()
 
     @property
     def command(self) -> str | None:
@@ -172,6 +192,7 @@ class ExportDetail:
             "newest": self.newest,
             "source": self.source,
             "attempts": [attempt.to_dict() for attempt in self.attempts],
+            "baseline_attempts": [attempt.to_dict() for attempt in self.baseline],
         }
 
 

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 #: The revision that this code reads and writes: the newest in ``migrations/versions`` (a test compares).
-HEAD = "0003"
+HEAD = "0004"
 
 NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -177,6 +177,22 @@ baselines = Table(
     Column("failure", JSON),
     Column("finished_at", String(32)),
     Index("ix_baselines_key", "key", "status", "finished_at"),
+)
+
+#: Tries of baselines that came to an end.
+baseline_attempts = Table(
+    "baseline_attempts",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("status", String(16), nullable=False),
+    Column("log", Text, nullable=False),
+    Column("seconds", Double),
+    Column("failure", JSON),
+    Column("finished_at", String(32), nullable=False),
+    ForeignKeyConstraint(["run_id", "key"], ["baselines.run_id", "baselines.key"]),
+    Index("ix_baseline_attempts_key", "key"),
 )
 
 baseline_metrics = Table(

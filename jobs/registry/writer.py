@@ -129,19 +129,28 @@ class Registry(Reader):
                 number = outcomes.start(connection, export, "", None)
             return outcomes.finish(connection, export, number, result, deltas or {}, reason, again=again)
 
-    def record_baseline(self, result: BaselineResult, run_id: str | None = None) -> None:
+    def record_baseline(
+        self,
+        result: BaselineResult,
+        run_id: str | None = None,
+        *,
+        log: Place | None = None,
+        again: bool = False,
+    ) -> None:
         """Record what evaluating an eager model came to, for all formats and runs that ask for its key.
 
         Args:
             result: metrics or failure.
             run_id: the run that measured it; None takes the one begun through this object.
+            log: what was printed meanwhile.
+            again: it failed, and will be tried again: only this try is over.
 
         Raises:
             LookupError: the run has no such baseline.
         """
         run = run_id or self._run
         with self._database.writing() as connection:
-            if run is None or not outcomes.keep_baseline(connection, run, result):
+            if run is None or not outcomes.keep_baseline(connection, run, result, log, again=again):
                 raise LookupError(f"run {run} has no baseline {result.key}")
 
     def cancel(self, target: str | Sequence[str]) -> int:
