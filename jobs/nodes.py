@@ -7,6 +7,7 @@ fail ends the run here, in one line; input files that a node does not see are se
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from zooport.jobs.plan import Plan
 from zooport.jobs.values import ExportJob
 
 _PATIENCE = 90.0  # seconds for every node to answer; a package that is large takes long to import
+_DEATH_KNOWN = 20.0  # seconds until a cluster knows that a node has died
 _SHARED = "give --output an address such as s3://bucket/zoo, or a folder that every node mounts"
 
 
@@ -151,16 +153,15 @@ def _ask(nodes: Sequence[_Node], question: dict[str, Any]) -> dict[_Node, dict[s
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node.id, soft=False)
             asked[look.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(question)] = node
-        done, waiting = (
-            ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE) if asked else ([], [])
-        )
+        answered = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE) if asked else ([], [])
     finally:
         ray.cloudpickle.unregister_pickle_by_value(node_probe)
-    if waiting:
-        silent = ", ".join(asked[reference].name for reference in waiting)
+    done, waiting = answered
+    silent = [asked[reference] for reference in waiting if not _has_died(asked[reference])]
+    if silent:
         raise Failure(
             "cluster.unavailable",
-            f"no answer within {_PATIENCE:g} s from node {silent}",
+            f"no answer within {_PATIENCE:g} s from node {', '.join(node.name for node in silent)}",
             hint="see ray status; a runtime environment that is set up there may take longer: try again",
         )
     answers = {}
@@ -169,9 +170,21 @@ def _ask(nodes: Sequence[_Node], question: dict[str, Any]) -> dict[_Node, dict[s
         try:
             answers[node] = ray.get(reference)
         except ray.exceptions.RayError as error:
+            if _has_died(node):
+                continue  # its absence is no reason not to use the others
             problem = f"node {node.name} cannot run a task: {one_line(error)}"
             raise Failure("cluster.unavailable", problem, hint="see ray status and the node's logs") from None
     return answers
+
+
+def _has_died(node: _Node) -> bool:
+    """Whether the cluster says that a node is gone, which it may take some seconds to know."""
+    deadline = time.monotonic() + _DEATH_KNOWN
+    while node.id in {alive.id for alive in _nodes()}:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def _judge(node: _Node, answer: Mapping[str, Any]) -> None:

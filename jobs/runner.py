@@ -81,26 +81,27 @@ def run_plan(
         book.refuse()
         if plan.to_run:
             display.say("starting Ray" if settings.address is None else f"joining Ray at {settings.address}")
-            # Ray sets signal handlers of its own when it starts; these come after.
             # Most runs need none; the keyword is named only where it is given.
             more = {"runtime_env": dict(settings.runtime_env)} if settings.runtime_env else {}
             with (
+                _terminable(),
                 joined(settings.address, settings.workers, hosts.server(), **more) as workers,
-                _signals() as count,
             ):
                 is_shared = settings.address is None
                 courier = None if is_shared else Courier(check_nodes(plan, hosts.preload))
-                crew = Crew(
-                    plan,
-                    book,
-                    display,
-                    hosts,
-                    count,
-                    fail_fast=settings.fail_fast,
-                    pause=settings.pause,
-                    courier=courier,
-                )
-                interrupted = crew.run(workers)
+                # Ray sets signal handlers of its own when it starts; these come after.
+                with _signals() as count:
+                    crew = Crew(
+                        plan,
+                        book,
+                        display,
+                        hosts,
+                        count,
+                        fail_fast=settings.fail_fast,
+                        pause=settings.pause,
+                        courier=courier,
+                    )
+                    interrupted = crew.run(workers)
     finally:
         for job in book.dirty:
             discard(job.output, job.id)
@@ -110,6 +111,20 @@ def run_plan(
         number for status, number in counts.items() if status is not Status.CANCELLED
     )
     return RunOutcome(counts, interrupted)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end what begins as Ctrl-C does, so that the run is closed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

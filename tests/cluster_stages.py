@@ -14,6 +14,7 @@ from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.jobs.worker import Stages
 
 _HERE = "zooport.tests.cluster_stages"
+METRICS = {"bbox/AP": 40.0}
 SEEING = Stages(f"{_HERE}:export", f"{_HERE}:verify", f"{_HERE}:baseline")
 
 
@@ -28,14 +29,13 @@ def export(
 ) -> list[str]:
     report(Stage.EXPORT)
     time.sleep(float(checkpoint.name.rpartition("-")[2]))
-    images = (
-        [] if dataset is None else sorted(path.name for path in dataset.images.rglob("*") if path.is_file())
-    )
+    found = [] if dataset is None else [path for path in dataset.images.rglob("*") if path.is_file()]
+    images = [] if dataset is None else [path.relative_to(dataset.images).as_posix() for path in found]
     seen = {
         "config": str(checkpoint.config),
         "chain": [file.values for file in read_chain(checkpoint.config)],
         "weights": checkpoint.weights.read_text(),
-        "images": images,
+        "images": sorted(images),
     }
     (staging / "model.ts").write_text(json.dumps(seen))
     (staging / "model.json").write_text('{"versions": {"zooport": "fake"}}')
@@ -44,11 +44,12 @@ def export(
 
 def verify(staging: Path, dataset: DatasetSource | None, report: Callable[[Stage], None]) -> dict[str, float]:
     report(Stage.VERIFY)
-    return {}
+    return {} if dataset is None else METRICS
 
 
 def baseline(
     checkpoint: CheckpointSource, dataset: DatasetSource, report: Callable[[Stage], None]
 ) -> dict[str, float]:
     report(Stage.EVALUATE)
-    return {}
+    assert dataset.annotations.read_text() == "{}"
+    return METRICS

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from zooport import cli
+from zooport.export_core.failures import Failure
+from zooport.jobs import ray_jobs
 from zooport.jobs.registry import open_registry
 from zooport.jobs.registry.records import ExportFilter, ExportRow
 from zooport.tests import bucket
-from zooport.tests.ray_cluster import Cluster, can_hide_folders
+from zooport.tests.ray_cluster import Cluster, can_hide_folders, free_port
 
 pytestmark = pytest.mark.alone
 
@@ -38,6 +50,17 @@ cli.app.command("fake")(lambda: submission.submit(Path("zoo.yaml"), request, ord
 cli.main(["fake"])
 """
 
+WITHOUT = """
+import sys
+
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "zooport":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Without())
+"""
+
 
 class Zoo:
     """A manifest in a folder of the driver, and drivers that run it."""
@@ -50,10 +73,19 @@ class Zoo:
     def write(self, *names: str, dataset: bool = False) -> None:
         (self.folder / "base.yaml").write_text("VERSION: 2")
         (self.folder / "config.yaml").write_text("_BASE_: base.yaml")
-        lines = ["models:"]
+        more = ""
+        lines = []
+        if dataset:
+            (self.folder / "images/more").mkdir(parents=True)
+            (self.folder / "images/1.png").write_bytes(b"1")
+            (self.folder / "images/more/2.png").write_bytes(b"2")
+            (self.folder / "a.json").write_text("{}")
+            lines = ["datasets: {val: {annotations: a.json, images: images}}"]
+            more = ", dataset: val"
+        lines += ["models:"]
         for name in names:
-            (self.folder / f"{name}.pth").write_text(f"weights of {name}")  # new ones, so nothing is done
-            lines.append(f"  - {{name: {name}, config: config.yaml, weights: {name}.pth}}")
+            (self.folder / f"{name}.pth").write_text(f"weights of {name}")
+            lines.append(f"  - {{name: {name}, config: config.yaml, weights: {name}.pth{more}}}")
         (self.folder / "zoo.yaml").write_text("\n".join([*lines, "formats: [torchscript-trace]"]))
 
     def start(self, output: str, address: str = "", preload: Sequence[str] = ()) -> subprocess.Popen[str]:
@@ -77,6 +109,26 @@ class Zoo:
         driver = self.start(output, address, preload)
         said, _ = driver.communicate(timeout=120)
         return driver.returncode, said
+
+    def state(self, registry: str, run: str) -> str:
+        """Return a run's status, "" as long as there is none."""
+        try:
+            with open_registry(registry, create=False) as opened:
+                return opened.run(run).status
+        except Failure:
+            return ""
+
+    def wait_for_workers(self, count: int) -> set[str]:
+        """Return the workers of the run once so many are at work."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+            with suppress(Failure), open_registry(str(self.folder / "registry.db"), create=False) as registry:
+                running = registry.exports(ExportFilter(statuses=("running",)))
+                made = [registry.export(row.id).attempts[-1] for row in running]
+                if len(made) == count:
+                    return {each.worker for each in made}
+        raise AssertionError(f"never {count} workers at once")
 
     def rows(self) -> dict[str, ExportRow]:
         with open_registry(str(self.folder / "registry.db"), create=False) as registry:
@@ -103,7 +155,9 @@ def cluster(place: Path, private: Path) -> Iterator[Cluster]:
     """A head and a further node, with working directories of their own, and a bucket that both reach."""
     if not can_hide_folders():
         pytest.skip("this user may not have mounts of its own (unshare)")
-    cluster = Cluster(place, bucket.install(place / "store"))
+    environment = bucket.install(place / "store")
+    environment["PYTHONPATH"] += f"{os.pathsep}{private}"
+    cluster = Cluster(place, environment)
     try:
         cluster.head(dashboard=True)
         cluster.add(hidden=[private])
@@ -118,7 +172,7 @@ def zoo(private: Path, cluster: Cluster, request: pytest.FixtureRequest) -> Zoo:
 
 
 def test_files_travel_and_artifacts_come_back_through_the_store(zoo: Zoo, place: Path) -> None:
-    zoo.write("read-1-1.0", "read-2-1.0", "read-3-1.0")
+    zoo.write("read-1-1.0", "read-2-1.0", "read-3-1.0", dataset=True)
     code, said = zoo.run("bucket://zoo/travel")
     assert code == 0, said
     rows = zoo.rows()
@@ -126,12 +180,223 @@ def test_files_travel_and_artifacts_come_back_through_the_store(zoo: Zoo, place:
     seen = set()
     for name, row in rows.items():
         assert row.artifact == f"bucket://zoo/travel/{name}/torchscript-trace"
-        found = json.loads(
-            (place / f"store/objects/zoo/travel/{name}/torchscript-trace/model.ts").read_text()
-        )
+        objects = place / "store/objects/zoo/travel"
+        found = json.loads((objects / name / "torchscript-trace/model.ts").read_text())
         assert found["weights"] == f"weights of {name}"
         assert found["chain"] == [{"VERSION": 2}, {}]
+        assert found["images"] == ["1.png", "more/2.png"]
         seen.add(found["config"].startswith(str(zoo.folder)))
     assert seen == {True, False}  # one node has used its own files, the other those that were sent
-    assert zoo.run("bucket://zoo/travel")[0] == 0
-    assert len(zoo.rows()) == 3
+    code, said = zoo.run("bucket://zoo/travel", "auto")
+    assert code == 0, said
+    assert all(row.cached for row in zoo.rows().values())
+
+
+def test_a_folder_that_not_every_node_sees_is_refused_before_work_begins(zoo: Zoo) -> None:
+    zoo.write("read-1-0")
+    output = zoo.folder / "out"
+    code, said = zoo.run(str(output))
+    assert code == 2
+    (line,) = [line for line in said.splitlines() if "output.unwritable" in line]
+    assert f"the output {output} is not shared: node {socket.gethostname()}" in line
+    assert "s3://bucket/zoo" in line
+    assert zoo.rows()["read-1-0"].status == "cancelled"
+    assert list(output.iterdir()) == []
+
+
+def test_a_node_without_a_package_is_named_with_it(zoo: Zoo, private: Path) -> None:
+    (private / "zoo_extra.py").write_text("")
+    zoo.write("read-1-0")
+    code, said = zoo.run("bucket://zoo/package", preload=["zoo_extra"])
+    assert code == 1
+    (line,) = [line for line in said.splitlines() if "dependency.missing" in line]
+    assert f"node {socket.gethostname()} (" in line
+    assert "lacks the package zoo_extra" in line
+    assert zoo.rows()["read-1-0"].attempt == 0
+
+
+def test_a_bucket_without_permission_is_refused_before_anything_is_recorded(zoo: Zoo, place: Path) -> None:
+    zoo.write("read-1-0")
+    deny = place / "store/deny"
+    deny.touch()
+    try:
+        code, said = zoo.run("bucket://zoo/denied")
+    finally:
+        deny.unlink()
+    assert code == 2
+    assert said.splitlines() == [
+        "zooport: output.unwritable: cannot write to bucket://zoo/denied: permission denied"
+        " (check the address and the credentials, or name another output)"
+    ]
+    assert zoo.rows() == {}
+
+
+def test_a_cluster_of_other_versions_is_refused_with_both(zoo: Zoo) -> None:
+    zoo.write("read-1-0")
+    with pretended_versions(zoo.cluster.address, ray="2.9.0", python="3.8.1"):
+        code, said = zoo.run("bucket://zoo/versions")
+    assert code == 1
+    (line,) = [line for line in said.splitlines() if "cluster.unavailable" in line]
+    ours = f"Ray {version('ray')} with Python {platform.python_version()}"
+    assert f"it runs Ray 2.9.0 with Python 3.8.1, and this is {ours}" in line
+
+
+@pytest.mark.slow
+def test_a_node_without_zooport_is_named(zoo: Zoo, place: Path) -> None:
+    (place / "without").mkdir()
+    (place / "without/sitecustomize.py").write_text(WITHOUT)
+    path = f"{place / 'without'}{os.pathsep}{zoo.cluster.environment['PYTHONPATH']}"
+    node = zoo.cluster.add(environment={"PYTHONPATH": path})
+    try:
+        zoo.write("read-1-0")
+        code, said = zoo.run("bucket://zoo/none")
+    finally:
+        node.kill()
+    assert code == 1, said
+    (line,) = [line for line in said.splitlines() if "dependency.missing" in line]
+    assert "lacks the package zooport" in line
+
+
+@pytest.mark.slow
+def test_a_client_joins_from_outside(zoo: Zoo) -> None:
+    zoo.write("read-1-0")
+    code, said = zoo.run("bucket://zoo/client", f"ray://127.0.0.1:{zoo.cluster.client}")
+    assert code == 0, said
+    assert zoo.rows()["read-1-0"].status == "succeeded"
+
+
+@pytest.mark.slow
+def test_a_job_is_followed_looked_at_and_stopped(
+    zoo: Zoo, place: Path, demo_zoo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(demo_zoo / "retinanet_fpn", zoo.folder / "retina")
+    manifest = zoo.folder / "zoo.yaml"
+    model = "{name: first, config: retina/config.yaml, weights: retina/model_final.pth}"
+    manifest.write_text(f"models: [{model}]\nformats: [torchscript-trace]")
+    there = ["--address", f"http://127.0.0.1:{zoo.cluster.dashboard}"]
+    registry, output = str(place / "jobs.db"), str(place / "shared-jobs")
+    submit = ["submit", str(manifest), *there, "--registry", registry, "--output", output]
+
+    def ask(*arguments: str, code: int = 0) -> str:
+        assert cli.run(arguments) == code, capsys.readouterr()
+        return capsys.readouterr().out
+
+    assert "1 export: 1 succeeded" in ask(*submit)  # the driver's log
+    with open_registry(registry, create=False) as opened:
+        (first,) = opened.runs(None)
+        (row,) = opened.exports(ExportFilter())
+    assert (first.manifest, row.status) == (str(manifest), "succeeded")
+    assert row.artifact == f"{output}/first/torchscript-trace"
+    status = json.loads(ask("status", first.id, *there, "-o", "json"))
+    assert (status["status"], status["exit_code"]) == ("SUCCEEDED", 0)
+    manifest.write_text(manifest.read_text().replace("first", "second"))
+    begun = json.loads(ask(*submit, "--no-wait", "-o", "json"))["job"]
+    deadline = time.monotonic() + 60
+    while zoo.state(registry, begun) != "running" and time.monotonic() < deadline:
+        time.sleep(0.2)  # it may be stopped at any moment from here on
+    assert ask("cancel", begun, *there) == f"{begun} is stopped\n"
+    assert zoo.state(registry, begun) == "cancelled"
+    assert "joining Ray at auto" in ask("logs", "latest", *there)
+    assert cli.run(["status", "nosuch", *there]) == 2
+    assert "no job at http://127.0.0.1" in capsys.readouterr().err
+
+
+def test_a_node_that_dies_costs_only_its_own_jobs(zoo: Zoo, place: Path) -> None:
+    names = [f"read-{number}-3" for number in range(1, 4)]
+    zoo.write(*names)
+    driver = zoo.start(f"file://{place}/shared")
+    try:
+        pids = zoo.wait_for_workers(2)
+        zoo.cluster.nodes[1].kill()  # the last test that needs it
+        said, _ = driver.communicate(timeout=120)
+    finally:
+        driver.kill()
+    assert driver.returncode == 0, said
+    rows = zoo.rows()
+    assert {row.status for row in rows.values()} == {"succeeded"}
+    assert {row.artifact for row in rows.values()} == {
+        str(place / "shared" / name / "torchscript-trace") for name in names
+    }
+    with open_registry(str(zoo.folder / "registry.db"), create=False) as registry:
+        attempts = {name: registry.export(f"{name}/torchscript-trace").attempts for name in names}
+    tried_twice = [name for name, made in attempts.items() if len(made) == 2]
+    assert len(tried_twice) == 1, attempts
+    lost, again = attempts[tried_twice[0]]
+    assert (lost.status, lost.code, again.status) == ("failed", "worker.crashed", "succeeded")
+    assert lost.worker != again.worker
+    assert {lost.worker} < pids
+
+
+class TestNobodyAnswers:
+    @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "http://127.0.0.1:{}"])
+    def test_it_is_said_at_once(
+        self, address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        named = address.format(free_port())
+        (tmp_path / "c.yaml").write_text("VERSION: 2")
+        manifest = tmp_path / "zoo.yaml"
+        manifest.write_text(
+            "models: [{name: m, config: c.yaml, weights: w.pth}]\nformats: [torchscript-trace]"
+        )
+        options = ["--registry", str(tmp_path / "r.db"), "--output", str(tmp_path / "out")]
+        assert cli.run(["submit", str(manifest), "--address", named, *options]) == 1
+        (line,) = [text for text in capsys.readouterr().err.splitlines() if "cluster.unavailable" in text]
+        assert f"cannot join the Ray cluster at {named}: Connection refused" in line
+
+    def test_a_server_that_is_no_dashboard_is_said(self, tmp_path: Path) -> None:
+        handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            with pytest.raises(Failure) as caught:
+                ray_jobs.cancel(f"http://127.0.0.1:{server.server_port}", "latest")
+            server.shutdown()
+        assert caught.value.code == "cluster.unavailable"
+        assert caught.value.hint == "is this the address of the Ray dashboard?"
+
+
+class TestJobsNeedLastingPlaces:
+    @pytest.mark.parametrize(
+        ("options", "code", "needed"),
+        [
+            (["--output", "/out"], "registry.missing", "--registry postgresql+psycopg://"),
+            (["--output", "/out", "--registry", "zoo.db"], "registry.missing", "zoo.db would lie in the job"),
+            (["--output", "/out", "--registry", "sqlite:///zoo.db"], "registry.missing", "would lie"),
+            (["--registry", "/r.db"], "output.unwritable", "the output artifacts would lie in the job"),
+            (["--registry", "/r.db", "--output", "here"], "output.unwritable", "the output here would lie"),
+        ],
+    )
+    def test_what_would_go_with_the_job_is_refused(
+        self, options: list[str], code: str, needed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        manifest = tmp_path / "zoo.yaml"
+        manifest.write_text(
+            "models: [{name: m, config: c.yaml, weights: w.pth}]\nformats: [torchscript-trace]"
+        )
+        assert cli.run(["submit", str(manifest), "--address", "http://127.0.0.1:1", *options]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"zooport: {code}: ")
+        assert needed in said
+
+    def test_only_submit_goes_to_a_dashboard(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.run(["resume", "latest", "--address", "http://127.0.0.1:1"]) == 2
+        assert "submit the manifest again" in capsys.readouterr().err
+        assert cli.run(["status", "--address", "127.0.0.1:1"]) == 2
+        assert "jobs are asked for at a dashboard" in capsys.readouterr().err
+        assert cli.run(["submit", "zoo.yaml", "--no-wait"]) == 2
+
+
+@contextmanager
+def pretended_versions(address: str, ray: str, python: str) -> Iterator[None]:
+    """Let a cluster say that it runs these versions."""
+    from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY as key  # noqa: N811
+    from ray._private.ray_constants import KV_NAMESPACE_CLUSTER as where  # noqa: N811
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    client = GcsClient(address=address)
+    before = client.internal_kv_get(key, where)
+    pretended = {**json.loads(before), "ray_version": ray, "python_version": python}
+    client.internal_kv_put(key, json.dumps(pretended).encode(), True, where)
+    try:
+        yield
+    finally:
+        client.internal_kv_put(key, before, True, where)
