@@ -8,7 +8,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint typecheck pytest wheel docs picture clean
+.PHONY: help setup demo test lint typecheck pytest wheel docs reliability picture clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -44,6 +44,10 @@ wheel: $(STAMP)  ## dist/*.whl
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
 docs: $(STAMP)  ## the generated parts of docs/
+	$(BIN)/python docs/generate.py
+
+reliability: $(STAMP)  ## the fault matrix of docs/reliability.md, from a run of its tests
+	OMP_NUM_THREADS=1 ZOOPORT_RELIABILITY=docs/reliability.json $(BIN)/python -m pytest tests/test_reliability.py
 	$(BIN)/python docs/generate.py
 
 picture: $(STAMP)  ## docs/demo.svg, from a real run of the demo

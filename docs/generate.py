@@ -1,10 +1,12 @@
 """Rewrite the generated parts of the documentation: what stands between the markers of each page.
 
-Run it with ``make docs`` after a command, an option or a failure code has changed.
+Run it with ``make docs`` after a command, an option or a failure code has changed. The fault matrix comes
+from a run of the tests: ``make reliability``.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,7 +85,27 @@ def _zoo_row(entry: CatalogEntry) -> str:
     return f"| `{entry.name}` | {entry.task} | {published_text(entry.published)} | {converts} |"
 
 
-GENERATED = {"failures.md": failure_table, "cli.md": command_reference, "zoo.md": zoo_table}
+def fault_matrix() -> str:
+    """Return one row per fault, as the last ``make reliability`` has seen it."""
+    rows = json.loads((DOCS / "reliability.json").read_text(encoding="utf-8")).values()
+    return "\n".join(
+        [
+            "| fault | what the user sees | what is recorded | seconds |",
+            "| --- | --- | --- | ---: |",
+            *(
+                f"| {row['fault']} | {row['sees']} | {row['recorded']} | {row['seconds']:.2f} |"
+                for row in rows
+            ),
+        ]
+    )
+
+
+GENERATED = {
+    "failures.md": failure_table,
+    "cli.md": command_reference,
+    "zoo.md": zoo_table,
+    "reliability.md": fault_matrix,
+}
 
 
 def rewritten(page: str) -> str:

@@ -17,34 +17,50 @@ _UNITS = {"B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB, "KB": 10**3, "MB": 10**6, 
 BASE = GIB
 PER_CHECKPOINT_BYTE = 3.5
 PER_PIXEL = 600
+PER_POOLED_BYTE = 3
 PER_ANNOTATION_BYTE = 20
 LARGEST_IMAGE = 800 * 1333
+UNKNOWN_ACTIVATIONS = 3 * GIB
 EXPECTED = "an amount of memory with its unit, such as 6GiB or 500MB"
 _SMALLEST = GIB // 2  # of a worker
 
 
-def estimate(checkpoint: int, pixels: int, annotations: int = 0) -> int:
+def estimate(checkpoint: int, activations: int, annotations: int = 0) -> int:
     """Return the bytes that a process of a job is thought to hold at most.
 
     Linear in what is known before a job begins; the constants are bounds of what
     ``benchmarks/reservation.py`` measures. A checkpoint is held as it is read, as a model and as an artifact
-    in the making; activations grow with the image; annotations are a tree of Python objects.
+    in the making; annotations are a tree of Python objects.
 
     Args:
         checkpoint: bytes of the weights file; 0 when they are not known.
-        pixels: of one input image; 0 when they are not known.
+        activations: bytes, of :func:`activations`; 0 when they are not known.
         annotations: bytes of the dataset's annotations; 0 without a dataset.
     """
-    activations = PER_PIXEL * (pixels or LARGEST_IMAGE)
-    return BASE + int(PER_CHECKPOINT_BYTE * checkpoint) + activations + PER_ANNOTATION_BYTE * annotations
+    held = BASE + int(PER_CHECKPOINT_BYTE * checkpoint) + PER_ANNOTATION_BYTE * annotations
+    return held + (activations or UNKNOWN_ACTIVATIONS)
 
 
-def image_pixels(config: Config) -> int:
-    """Return how many pixels an input image has at most, by ``INPUT.MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``."""
+def activations(config: Config) -> int:
+    """Return the bytes that the features of one image are thought to take.
+
+    They grow with the image, which has at most ``INPUT.MIN_SIZE_TEST`` times ``INPUT.MAX_SIZE_TEST`` pixels,
+    and with what is cut out for the proposals: with a head that runs a whole stage of the backbone on each of
+    a thousand proposals (C4) that is most of it.
+    """
     shortest, longest = config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST
-    if not shortest:  # images keep their size
-        return LARGEST_IMAGE
-    return int(min(shortest, longest) * longest)
+    # An image that keeps its size may have any.
+    pixels = int(min(shortest, longest) * longest) if shortest else LARGEST_IMAGE
+    return PER_PIXEL * pixels + PER_POOLED_BYTE * _pooled(config)
+
+
+def _pooled(config: Config) -> int:
+    """Bytes of the features that are cut out for all proposals of one image, in single precision."""
+    model = config.MODEL
+    channels = model.RESNETS.RES2_OUT_CHANNELS * (4 if "Res5" in model.ROI_HEADS.NAME else 8)
+    if "fpn" in model.BACKBONE.NAME.lower():
+        channels = model.FPN.OUT_CHANNELS
+    return int(model.RPN.POST_NMS_TOPK_TEST * channels * model.ROI_BOX_HEAD.POOLER_RESOLUTION**2 * 4)
 
 
 def parse(text: str) -> int:

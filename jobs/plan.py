@@ -216,8 +216,8 @@ class _Keys:
         identity = repr((checkpoint, dataset))
         if identity not in self._reservations:
             annotations = 0 if dataset is None else _size(dataset.annotations)
-            _, pixels = self._config(checkpoint)
-            self._reservations[identity] = memory.estimate(_size(checkpoint.weights), pixels, annotations)
+            _, features = self._config(checkpoint)
+            self._reservations[identity] = memory.estimate(_size(checkpoint.weights), features, annotations)
         return self._reservations[identity]
 
     def _checkpoint(self, checkpoint: CheckpointSource) -> dict[str, str]:
@@ -231,12 +231,17 @@ class _Keys:
         return known
 
     def _config(self, checkpoint: CheckpointSource) -> tuple[str, int]:
-        """Return the digest of a merged config, and how many pixels its images have; 0 if it is damaged."""
+        """Return the digest of a merged config, and the bytes of an image's features; 0 if it is damaged."""
         identity = repr((checkpoint.config, checkpoint.overrides))
         if identity not in self._configs:
             overrides = dict(checkpoint.overrides)
             name = _hash(
-                {"config": str(checkpoint.config), "overrides": overrides, "for": "plan", **self._tools}
+                {
+                    "config": str(checkpoint.config),
+                    "overrides": overrides,
+                    "for": "plan, memory",
+                    **self._tools,
+                }
             )
             self._configs[identity] = self._recalled(name) or self._read_config(checkpoint, overrides, name)
         return self._configs[identity]
@@ -253,7 +258,7 @@ class _Keys:
 
         try:
             config = load_config(checkpoint.config, overrides)
-            found = config.digest(), memory.image_pixels(config)
+            found = config.digest(), memory.activations(config)
             files = [each.path for each in read_chain(checkpoint.config)]
             self._digests.remember(name, files, f"{found[0]} {found[1]}")
         except Failure:

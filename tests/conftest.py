@@ -140,3 +140,15 @@ def stay_joined(one_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
         yield workers or 4
 
     monkeypatch.setattr("zooport.jobs.runner.joined", joined)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)

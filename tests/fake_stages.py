@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ def misbehave(name: str, stage: str, staging: Path) -> None:
         "exit": lambda: os._exit(3),
         "hang": lambda: time.sleep(600),
         "sleep": lambda: time.sleep(float(words[-1])),
+        "deadlock": lambda: ctypes.PyDLL(None).sleep(600),  # native code that keeps the interpreter's lock
         "leak": leak,
         "hold": lambda: hold(int(words[-1])),
         "raise": lambda: fail(ValueError("this checkpoint\nis strange")),
@@ -46,6 +48,19 @@ def misbehave(name: str, stage: str, staging: Path) -> None:
 
 def fail(error: Exception) -> None:
     raise error
+
+
+def leave_children(checkpoint: CheckpointSource) -> None:
+    """Start a process in this session and one in its own, write down their numbers, and crash."""
+    started = [subprocess.Popen(["sleep", "600"], start_new_session=own) for own in (False, True)]
+    checkpoint.weights.with_suffix(".children").write_text(" ".join(str(each.pid) for each in started))
+    ctypes.string_at(0)
+
+
+def wait_at_gate(checkpoint: CheckpointSource) -> None:
+    """Wait until somebody makes the file that opens the gate."""
+    while not checkpoint.weights.with_suffix(".open").exists():
+        time.sleep(0.02)
 
 
 def crash_at_first(checkpoint: CheckpointSource) -> None:
@@ -97,7 +112,13 @@ def export(
     if os.environ.get("FAKE_STAGES_TRACE"):
         with Path(os.environ["FAKE_STAGES_TRACE"]).open("a") as trace:
             trace.write(f"{checkpoint.name} {format}\n")
+    if checkpoint.weights.exists():
+        checkpoint.weights.with_suffix(".event").touch()  # its time is that of what happens now
     misbehave(checkpoint.name, "export", staging)
+    if checkpoint.name.startswith("gate"):
+        wait_at_gate(checkpoint)
+    if checkpoint.name.startswith("children"):
+        leave_children(checkpoint)
     if checkpoint.name.startswith("flaky"):
         crash_at_first(checkpoint)
     (staging / "model.ts").write_text(f"{checkpoint.name} {format} {dict(options)}")

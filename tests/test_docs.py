@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -25,10 +26,17 @@ def generate() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["failures.md", "zoo.md"])
+@pytest.mark.parametrize("page", ["failures.md", "zoo.md", "reliability.md"])
 def test_generated_pages_are_what_the_code_says(generate: ModuleType, page: str) -> None:
     written = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert written == generate.rewritten(page), "run: make docs"
+
+
+def test_every_row_of_the_fault_matrix_is_a_test_and_every_test_a_row() -> None:
+    rows = json.loads((ROOT / "docs" / "reliability.json").read_text(encoding="utf-8"))
+    source = (ROOT / "tests" / "test_reliability.py").read_text(encoding="utf-8")
+    assert list(rows) == re.findall(r"^def (test_\w+)\(", source, re.M), "run: make reliability"
+    assert all(row["fault"] and row["sees"] and row["recorded"] for row in rows.values())
 
 
 def test_every_failure_family_is_explained() -> None:

@@ -14,13 +14,14 @@ import pytest
 
 from zooport.export_core import demo
 from zooport.export_core.artifacts import file_sha256, publish, staged
+from zooport.export_core.config import load_config
 from zooport.export_core.failures import Failure
 from zooport.export_core.places import local
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.jobs import digests as digest_files
 from zooport.jobs import plan as planning
 from zooport.jobs.digests import DigestCache
-from zooport.jobs.memory import estimate
+from zooport.jobs.memory import activations, estimate
 from zooport.jobs.plan import Plan, make_plan, place
 from zooport.jobs.registry.records import Metric, Success
 from zooport.jobs.values import ArtifactRecord, ExportJob, ExportTarget
@@ -110,10 +111,10 @@ def test_memory_is_what_was_asked_for_or_an_estimate(tmp_path: Path, target: Exp
     asked = plan(tmp_path, replace(target, memory=12345))
     assert asked.jobs[0].reservation == asked.baselines[0].reservation == 12345
     assert target.dataset is not None
-    shortest, longest = 160, 256  # of the demo's configs
+    config = load_config(target.checkpoint.config)
     expected = estimate(
         target.checkpoint.weights.stat().st_size,
-        shortest * longest,
+        activations(config),
         target.dataset.annotations.stat().st_size,
     )
     assert plan(tmp_path, target).jobs[0].reservation == expected
