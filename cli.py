@@ -362,8 +362,6 @@ def submit(
         bool,
         typer.Option("--wait/--no-wait", help="Of a job on http://head:8265: follow it, or print its id."),
     ] = True,
-    run_id: Annotated[str | None, typer.Option(hidden=True)] = None,
-    origin: Annotated[Path | None, typer.Option(hidden=True)] = None,
     result: ResultOption = OutputFormat.TABLE,
     registry: RegistryOption = None,
 ) -> int:
@@ -399,24 +397,12 @@ def submit(
         imports=tuple(imports or ()),
         deadlines=deadlines.stages,
         retries=retries,
-        run_id=run_id,
-        origin=origin,
     )
     return submission.submit(manifest, request, output)
 
 
 # What the driver of a job is told in another way, or not at all.
-_OF_THE_JOB = {
-    "address",
-    "output",
-    "registry",
-    "imports",
-    "runtime_env",
-    "wait",
-    "run_id",
-    "origin",
-    "result",
-}
+_OF_THE_JOB = frozenset(("address", "output", "registry", "imports", "runtime_env", "wait", "result"))
 
 
 def _passed_on(context: typer.Context) -> Iterator[str]:
@@ -426,7 +412,7 @@ def _passed_on(context: typer.Context) -> Iterator[str]:
         if option.param_type_name != "option" or name in _OF_THE_JOB or value in (None, option.default):
             continue
         for each in value if isinstance(value, list | tuple) else [value]:
-            yield from [option.opts[0]] if isinstance(each, bool) else [option.opts[0], str(each)]
+            yield from [option.opts[-1]] if isinstance(each, bool) else [option.opts[-1], str(each)]
 
 
 @app.command()

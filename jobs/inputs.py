@@ -260,10 +260,12 @@ def extension_source(name: str) -> Path | None:
 
 
 def _moved_extension(name: str, moved: Mapping[Path, Path]) -> str:
-    source = extension_source(name)
-    if source is None or source not in moved:
-        return name
-    return str(moved[source].with_name(Path(name).name))
+    # The file itself is not on this node, so what was sent tells which one it is.
+    top = Path(name).with_name(Path(name).name.partition(".")[0])
+    for source in (top, top.with_suffix(".py")):
+        if source in moved:
+            return str(moved[source].with_name(Path(name).name))
+    return name
 
 
 def with_own_paths(failure: FailureRecord | None, folder: Path) -> FailureRecord | None:

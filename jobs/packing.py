@@ -6,6 +6,7 @@ names them there. What is large, or is not here, keeps its absolute path: it has
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from zooport.jobs.yaml_lines import read_yaml
 
 MANIFEST = "zoo.yaml"
 _FILES = "files"
+_ORIGIN = ".zooport-job.json"
 _SMALL = 100 << 20  # bytes of a path that travels
 _TOTAL = 400 << 20  # bytes of a package; Ray takes no more than 512 MiB
 _DATASET_PATHS = ("annotations", "images", "panoptic", "panoptic_masks", "semantic_masks")
@@ -44,6 +46,30 @@ class Package:
     bytes: int = 0
     left: dict[Path, int | None] = field(default_factory=dict)
     imports: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a package was made of: the run that it is for, and the manifest as it was."""
+
+    run_id: str
+    manifest: Path
+    text: str
+
+
+def write_origin(origin: Origin, folder: Path) -> None:
+    """Leave in a package what it was made of."""
+    values = {"run": origin.run_id, "manifest": str(origin.manifest), "text": origin.text}
+    (folder / _ORIGIN).write_text(json.dumps(values), encoding="utf-8")
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """Return what the package in this folder was made of; None where there is no package."""
+    try:
+        values = json.loads((folder / _ORIGIN).read_text(encoding="utf-8"))
+        return Origin(values["run"], Path(values["manifest"]), values["text"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def pack(manifest: Path, text: str, folder: Path, imports: Sequence[str] = ()) -> Package:

@@ -24,7 +24,7 @@ from zooport.jobs.cluster import knock, unavailable
 from zooport.jobs.exit_codes import FAILED
 from zooport.jobs.manifest import load_manifest
 from zooport.jobs.output import OutputFormat, print_value, printable, size
-from zooport.jobs.packing import MANIFEST, describe_left, pack
+from zooport.jobs.packing import MANIFEST, Origin, describe_left, pack, write_origin
 from zooport.jobs.registry.records import new_run_id, now, seconds_between
 
 if TYPE_CHECKING:
@@ -86,12 +86,13 @@ def submit(order: Order, result: OutputFormat) -> int:
     job = new_run_id()
     with tempfile.TemporaryDirectory(prefix="zooport-") as folder:
         package = pack(manifest.path, manifest.text, Path(folder), order.imports)
+        write_origin(Origin(job, manifest.path, manifest.text), Path(folder))
         for line in describe_left(package.left):
             _say(line)
         _say(f"sending {size(package.bytes)} to {order.address}")
         extensions = [word for name in package.imports for word in ("--import", name)]
         command = ["python", "-m", "zooport.cli", "submit", MANIFEST, "--address", "auto"]
-        command += ["--output", output, "--run-id", job, "--origin", str(manifest.path), *extensions]
+        command += ["--output", output, *extensions]
         what = {
             "entrypoint": shlex.join([*command, *order.options]),
             "submission_id": job,

@@ -17,6 +17,7 @@ from zooport.jobs.hosts import HostSettings
 from zooport.jobs.manifest import load_manifest
 from zooport.jobs.nodes import check_outputs, output_root
 from zooport.jobs.output import OutputFormat, print_rows
+from zooport.jobs.packing import read_origin
 from zooport.jobs.plan import Plan, make_plan, place
 from zooport.jobs.progress import display
 from zooport.jobs.registry import open_registry
@@ -49,8 +50,6 @@ class Request:
         imports: extensions besides those of the manifest or of the failed jobs, by name or path.
         deadlines: seconds per stage, in place of what the manifest says of the same stages.
         retries: how often what may pass by itself is tried again, in place of what the manifest says.
-        run_id: what the run is called, unless the registry has such a run; None makes a name.
-        origin: what is recorded as the manifest's path; None takes the path itself.
     """
 
     registry: str | None = None
@@ -62,8 +61,6 @@ class Request:
     imports: tuple[str, ...] = ()
     deadlines: Mapping[str, float] = field(default_factory=dict)
     retries: int | None = None
-    run_id: str | None = None
-    origin: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,7 @@ class _Work:
     parent: str | None = None
     replaces: Sequence[str] = field(default_factory=tuple)
     reasons: Sequence[str] = field(default_factory=tuple)
+    run_id: str | None = None
 
 
 def submit(manifest_path: Path, request: Request, output: Path | str | None = None) -> int:
@@ -99,7 +97,10 @@ def submit(manifest_path: Path, request: Request, output: Path | str | None = No
     if not request.dry_run:
         targets = fetch_weights(targets, manifest.addresses)
     wanted = [(target, place(target, root)) for target in targets]
-    return _carry_out(_Work(request.origin or manifest.path, manifest.text, wanted), request)
+    origin = read_origin(manifest.path.parent)
+    if origin is not None:  # this is the driver of a job: what was submitted is what counts
+        return _carry_out(_Work(origin.manifest, origin.text, wanted, run_id=origin.run_id), request)
+    return _carry_out(_Work(manifest.path, manifest.text, wanted), request)
 
 
 def rerun(request: Request, run: str | None, code: str | None, *, include_unsupported: bool) -> int:
@@ -217,11 +218,11 @@ def _target(job: ExportJob) -> ExportTarget:
 
 def _carry_out(work: _Work, request: Request) -> int:
     if request.dry_run:
-        _print_plan(_plan(work, _history(request.registry), request.run_id), request.result)
+        _print_plan(_plan(work, _history(request.registry)), request.result)
         return 0
     with open_registry(request.registry) as registry:
         _recover(registry)
-        plan = _plan(work, registry, request.run_id)
+        plan = _plan(work, registry)
         check_outputs([output_root(job) for job in plan.to_run])
         _begin(registry, work, plan)
         registry.be_patient(_PATIENCE)
@@ -250,8 +251,8 @@ def _history(url: str | None) -> Registry | None:
         return None
 
 
-def _plan(work: _Work, history: Registry | None, run_id: str | None) -> Plan:
-    run_id = run_id or new_run_id()
+def _plan(work: _Work, history: Registry | None) -> Plan:
+    run_id = work.run_id or new_run_id()
     while history is not None and history.has_run(run_id):
         run_id = new_run_id()  # chance and a clock that was set back made one that is there already
     return make_plan(
