@@ -25,7 +25,7 @@ from zooport.jobs.memory import size_class
 from zooport.jobs.plan import Plan
 from zooport.jobs.progress import Display, Running
 from zooport.jobs.retries import next_try, pause
-from zooport.jobs.shards import Evaluations, cut
+from zooport.jobs.shards import Evaluations, cut, unfold
 from zooport.jobs.values import ExportJob, Status
 
 if TYPE_CHECKING:
@@ -204,14 +204,21 @@ class Crew:
         host.task = None
         if self._fail_fast and self._book.counts[Status.FAILED]:
             self._agenda.clear()
-        task = None if self._has_to_make_room(host) else self._agenda.take(host.size)
-        while task is not None and not self._evaluations.is_wanted(task.job):
-            task = self._agenda.take(host.size)
+        task = None if self._has_to_make_room(host) else self._next(host.size)
         if task is None:
             host.kill()
             return
         self._book.started(task.job, host.name)
         self._hosts[host.start(task)] = host
+
+    def _next(self, size: int) -> Task | None:
+        """Return what is to be done next by a host of this size."""
+        while (task := self._agenda.take(size)) is not None:
+            if shards := unfold(task.job):
+                self._agenda.put_first([replace(task, job=shard) for shard in shards])
+            elif self._evaluations.is_wanted(task.job):
+                break
+        return task
 
     def _has_to_make_room(self, host: HostHandle) -> bool:
         """Whether a host that is free now gives its place to another one.

@@ -28,7 +28,7 @@ _PREDICTIONS = ".shards"  # hidden: dropped when the artifact is published
 
 
 def cut(jobs: Iterable[Job]) -> Iterator[Job]:
-    """Yield the jobs; of those that are evaluated in shards, the parts that can begin.
+    """Yield the jobs; of those that are evaluated in shards, the first part.
 
     A dataset of one shard costs nothing more than it did. An artifact that goes to an address is made on one
     machine, where no other worker could reach it: it is evaluated in one piece.
@@ -38,11 +38,15 @@ def cut(jobs: Iterable[Job]) -> Iterator[Job]:
         if job.dataset is None or job.images <= job.shard_images or isinstance(place, RemotePath):
             yield job
             continue
-        shards = split(job.images, job.shard_images)
-        if isinstance(job, ExportJob):
-            yield replace(job, part=Part(PartKind.BEGIN, shards))
-        else:
-            yield from _shards(replace(job, part=Part(PartKind.BEGIN, shards)), job.timeout)
+        part = Part(PartKind.BEGIN, split(job.images, job.shard_images))
+        yield replace(job, part=part)
+
+
+def unfold(job: Job) -> list[Job]:
+    """Return the shards with which a baseline begins when its turn comes; none for any other job or part."""
+    if isinstance(job, BaselineJob) and job.part is not None and job.part.kind is PartKind.BEGIN:
+        return _shards(job, job.timeout)
+    return []
 
 
 def opens_attempt(job: Job) -> bool:
