@@ -55,6 +55,7 @@ def disk_failure(error: OSError, stage: Stage | None = None, place: Path | None 
         f"{path}: {reason}" if path is not None else reason,
         stage=stage,
         hint="free some space, or write elsewhere (--output)",
+        details={} if error.errno is None else {"errno": errno.errorcode.get(error.errno, str(error.errno))},
     )
 
 

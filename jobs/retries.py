@@ -21,6 +21,8 @@ PAUSE = 2.0
 _LONGEST = 300.0  # seconds
 # Somebody wanted it to stop: that does not pass by itself.
 _WANTED = frozenset({"run.cancelled"})
+# Of what a disk refuses, this may pass: others make room, a network share comes back. A missing right stays.
+_PASSING_ON_DISK = frozenset({"ENOSPC", "EDQUOT", "EIO", "ESTALE", "ETIMEDOUT", "ENETDOWN"})
 
 
 def next_try(task: Task, failure: FailureRecord | None, most: int = 0) -> Task | None:
@@ -36,7 +38,7 @@ def next_try(task: Task, failure: FailureRecord | None, most: int = 0) -> Task |
         try if that was not enough either.
     """
     job = task.job
-    if failure is None or not failure.retryable or failure.code in _WANTED or task.number > job.retries:
+    if failure is None or not _may_pass(failure) or task.number > job.retries:
         return None
     number = task.number + 1
     again: Job = replace(job, log=log_of_try(job.log, number))
@@ -46,6 +48,12 @@ def next_try(task: Task, failure: FailureRecord | None, most: int = 0) -> Task |
     if task.has_more_memory or doubled <= job.reservation:
         return None
     return Task(replace(again, reservation=doubled), memory.size_class(doubled, most), number, True)
+
+
+def _may_pass(failure: FailureRecord) -> bool:
+    if failure.code == "resource.disk":
+        return failure.details.get("errno", "ENOSPC") in _PASSING_ON_DISK
+    return failure.retryable and failure.code not in _WANTED
 
 
 def pause(number: int, base: float = PAUSE) -> float:

@@ -138,7 +138,7 @@ def finished(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Finishe
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setattr("zooport.jobs.runner.joined", joined)
-        request = submission.Request(registry, RunSettings(workers=2))
+        request = submission.Request(registry, RunSettings(workers=2), retries=0)
         code = submission.submit(write_manifest(folder), request)
     with open_registry(registry, create=False) as opened:
         rows = {row.model: row for row in opened.exports(ExportFilter())}

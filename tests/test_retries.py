@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from zooport.export_core.diagnosis import disk_failure
 from zooport.export_core.failures import CODES, Failure, FailureRecord
 from zooport.export_core.places import Place
 from zooport.export_core.sources import CheckpointSource, DatasetSource
@@ -52,6 +54,14 @@ class TestWhatIsTriedAgain:
     @pytest.mark.parametrize("code", [name for name, code in CODES.items() if not code.retryable])
     def test_what_is_certain_to_fail_again(self, code: str) -> None:
         assert next_try(task(), failed(code)) is None
+
+    @pytest.mark.parametrize(
+        ("number", "passes"),
+        [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EACCES, False), (errno.EROFS, False)],
+    )
+    def test_a_full_disk_may_get_room_but_a_missing_right_stays(self, number: int, passes: bool) -> None:
+        failure = disk_failure(OSError(number, "so it is", "/out/model.ts")).record()
+        assert (next_try(task(), failure) is not None) == passes
 
     def test_neither_a_success_nor_what_somebody_stopped(self) -> None:
         assert next_try(task(), None) is None
