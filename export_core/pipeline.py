@@ -119,8 +119,10 @@ def verify_stage(staging: Path, dataset: DatasetSource | None, report: Report) -
     exporter = formats.get(description["format"])
     config, fields, samples = take_over(staging)
     predictor = exporter.load(staging, fields, description["options"])
+    options = description["options"]
+    expected = [Sample(one.name, *exporter.expected(one.inputs, one.outputs, options)) for one in samples]
     try:
-        deviations = verify(predictor, samples, exporter.tolerance(description["options"]))
+        deviations = verify(predictor, expected, exporter.tolerance(options))
     except Failure as failure:
         raise exporter.explain(failure, description["notes"]) from failure
     description["verification"] = {
@@ -168,9 +170,10 @@ def eager_predictor(model: nn.Module) -> AnyPredictor:
 def predictor_of_images(predictor: AnyPredictor, extra_inputs: tuple[str, ...]) -> AnyPredictor:
     """Return a predictor that takes an image alone; values of the model's further inputs are made up."""
 
-    def predict(image: Array) -> dict[str, Array]:
-        return predictor(image, **made_up_inputs(image, extra_inputs))
+    def predict(image: Array, **frame: Array) -> dict[str, Array]:
+        return predictor(image, **made_up_inputs(image, extra_inputs), **frame)
 
+    predict.in_image_frame = getattr(predictor, "in_image_frame", False)  # type: ignore[attr-defined]
     return predict
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,18 @@ from zooport.export_core import formats
 from zooport.export_core.checkpoints import read_weights
 from zooport.export_core.config import load_config
 from zooport.export_core.evaluation import read_image
+from zooport.export_core.evaluation.framing import in_image_frame
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats import onnx_export, onnx_file
 from zooport.export_core.formats.base import Format
 from zooport.export_core.formats.onnx_operators import float_at_most
 from zooport.export_core.formats.onnx_stand_ins import BatchedClassNms, MatrixHeatmapDecoder, stand_ins
+from zooport.export_core.isolation import run_isolated
 from zooport.export_core.modeling.boxes import class_nms
 from zooport.export_core.modeling.build import load_model
 from zooport.export_core.modeling.roi_heads.keypoint_head import HeatmapDecoder
 from zooport.export_core.samples import Sample
+from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.export_core.verification import compare_outputs
 from zooport.tests.artifact_processes import ONNX, arrays
 from zooport.tests.official_zoo import build_for_export, config_of, inputs_of
@@ -156,6 +160,53 @@ def test_half_precision_halves_the_file_and_keeps_detections(name: str, demo: An
         check(model, tmp_path / "1", {"image": image}, {})
 
 
+@pytest.mark.parametrize("name", ["mask_rcnn_fpn", "keypoint_rcnn_fpn", "panoptic_fpn"])
+def test_results_in_the_frame_of_the_original_image(name: str, demo: Any, tmp_path: Path) -> None:
+    model, image = demo(name)
+    options = {"postprocess": True}
+    exporter().export(model, {"image": image}, sorted(run(model, {"image": image})), tmp_path, options)
+    predict = exporter().load(tmp_path, sorted(run(model, {"image": image})), options)
+
+    nothing = torch.full((3, 64, 64), 114.0)
+    for given in (image, image[:, :200, :170].contiguous(), nothing):
+        eager = run(model, {"image": given})
+        network = (given.shape[1], given.shape[2])
+        for height, width in ((97, 301), network):
+            wanted = in_image_frame(eager, network, (height, width))
+            inputs = {"image": given.numpy(), "height": np.array(height), "width": np.array(width)}
+            found = predict(**inputs)
+            compare_outputs(Sample(name, inputs, wanted), found, exporter().tolerance(options))
+
+
+@pytest.mark.alone
+def test_the_pipeline_verifies_and_evaluates_results_in_the_image_frame(
+    demo_zoo: Path, tmp_path: Path, detectron2_metrics: dict[str, dict[str, float]]
+) -> None:
+    folder, data = demo_zoo / "panoptic_fpn", demo_zoo / "data"
+    annotations = data / "annotations"
+    dataset = DatasetSource(
+        "val",
+        annotations / "instances_val.json",
+        data / "val",
+        panoptic=annotations / "panoptic_val.json",
+        panoptic_masks=data / "panoptic_val",
+        semantic_masks=data / "stuff_val",
+    )
+    checkpoint = CheckpointSource("panoptic", folder / "config.yaml", folder / "model_final.pth")
+    run_stage: Any = partial(run_isolated, timeout=600, log=tmp_path / "log")
+    staging = tmp_path / "staging"
+    staging.mkdir()
+
+    pipeline = "zooport.export_core.pipeline"
+    run_stage(f"{pipeline}:export_stage", checkpoint, ONNX, {"postprocess": True}, dataset, None, staging)
+    metrics = run_stage(f"{pipeline}:verify_stage", staging, dataset)
+
+    for name in ("segm/AP", "panoptic_seg/PQ", "sem_seg/mIoU"):
+        assert metrics[name] == pytest.approx(detectron2_metrics["panoptic_fpn"][name], abs=0.02)
+    described = json.loads((staging / "model.json").read_text(encoding="utf-8"))
+    assert [entry["name"] for entry in described["inputs"]] == ["image", "height", "width"]
+
+
 def test_half_precision_refuses_a_weight_that_it_cannot_hold(tmp_path: Path) -> None:
     model: Any = build_for_export(RPN, tiny=True)
     model.proposal_generator.rpn_head.anchor_deltas.weight[0, 0] = 1e5
@@ -260,6 +311,8 @@ def test_a_process_with_onnx_runtime_alone_uses_the_artifact(tmp_path: Path) -> 
         ({"batch": "any"}, "batch = 'any' is neither"),
         ({"batch": True}, "batch = True is neither"),
         ({"fp16": 1}, "fp16 = 1 is neither true nor false"),
+        ({"postprocess": "yes"}, "postprocess = 'yes' is neither true nor false"),
+        ({"postprocess": True, "batch": 2}, "postprocess = True does not go with batch"),
         ({"simplify": True}, "format onnx has no option 'simplify'"),
     ],
 )

@@ -36,7 +36,11 @@ for _task in (BoxAP(), MaskAP(), KeypointAP(), PanopticQuality(), SemanticIoU(),
 
 
 class Predictor(Protocol):
-    """A model ready to run: eager, or an artifact of any format."""
+    """A model ready to run: eager, or an artifact of any format.
+
+    One whose attribute ``in_image_frame`` is true takes also ``height`` and ``width`` of the original image,
+    int64 (), and returns all in its frame: pred_masks bool (N, 1, H, W), sem_seg labels, int64 (1, H, W).
+    """
 
     def __call__(self, image: npt.NDArray[np.float32]) -> Mapping[str, npt.NDArray[Any]]:
         """Run one image.
@@ -188,7 +192,12 @@ def _predict(
     tasks: Sequence[Task],
 ) -> ImagePrediction:
     planes, size = network_input
-    outputs = predictor(planes)
+    if getattr(predictor, "in_image_frame", False):
+        framed: Any = predictor
+        outputs = framed(planes, height=np.array(image.height), width=np.array(image.width))
+        size = image.height, image.width
+    else:
+        outputs = predictor(planes)
     for task in tasks:
         for name in task.outputs:
             if name not in outputs:

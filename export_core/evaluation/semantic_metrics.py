@@ -48,7 +48,8 @@ class SemanticIoU:
     def collect(self, result: ImageOutputs, dataset: Dataset, config: Any) -> Rows:
         """Count pixels by predicted and true label; ignored pixels are left out."""
         count = setting(config, _CLASSES)
-        found = result.outputs["sem_seg"].shape[0]
+        given = result.outputs["sem_seg"]
+        found = given.shape[0] if given.dtype.kind == "f" else max(count, int(given.max()) + 1)
         if found != count:
             raise Failure("artifact.mismatch", f"output sem_seg has {found} labels, not {count} ({_CLASSES})")
         truth = _true_labels(result.image, dataset, config)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any, Protocol
 
+import numpy as np
+
 from zooport.export_core.evaluation.datasets import Dataset, DatasetImage
 from zooport.export_core.evaluation.postprocess import Array, PastedMask, paste_mask
 from zooport.export_core.evaluation.segmentation import LabelMap, semantic_labels
@@ -51,11 +53,16 @@ class ImageOutputs:
     def labels(self) -> LabelMap:
         """The semantic label of each pixel of the original image; computed once, whichever tasks ask."""
         size = (self.image.height, self.image.width)
+        if self.outputs["sem_seg"].dtype == np.int64:
+            given: LabelMap = self.outputs["sem_seg"][0].astype(np.int32)
+            return given
         return semantic_labels(self.outputs["sem_seg"], self.network_size, size)
 
     @cached_property
     def masks(self) -> list[PastedMask]:
         """The instances' masks pasted into the original image; computed once, whichever tasks ask."""
+        if self.outputs["pred_masks"].dtype == np.bool_:
+            return [PastedMask(mask, 0, 0) for mask in self.outputs["pred_masks"][:, 0]]
         fields = zip(self.outputs["pred_masks"][:, 0], self.outputs["pred_boxes"], strict=True)
         return [paste_mask(mask, box, self.image.height, self.image.width) for mask, box in fields]
 

@@ -148,6 +148,18 @@ class Format(ABC):
         """Return how far the outputs of an artifact with these options may be from the eager model's."""
         return self.info.tolerance
 
+    def expected(
+        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], options: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+        """Return what an artifact with these options is to be given and to return, to verify it.
+
+        Args:
+            inputs: of the eager model, the image first.
+            outputs: what it returned.
+            options: of the format.
+        """
+        return inputs, outputs
+
     def explain(self, failure: Failure, notes: Sequence[str]) -> Failure:
         """Return a failure of verification with a better hint, where the format knows what it comes from.
 

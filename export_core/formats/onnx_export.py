@@ -25,7 +25,7 @@ from zooport.export_core.formats.onnx_operators import (
     LOWEST_OPSET,
     registered,
 )
-from zooport.export_core.outputs import FIELDS
+from zooport.export_core.outputs import FIELDS, Field
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,6 +44,17 @@ DYNAMIC = ("height", "width", *ROWS)  # those that differ from image to image
 _OPERATOR = re.compile(r"operator '?(?P<name>[\w:]+)'?")
 
 
+FRAME = "pixels of the original image: x to the right, y down, (0, 0) at the corner of the first pixel"
+FRAMED = {
+    "pred_masks": Field("bool", ("N", "image_height", "image_width"), "the pixels of each object", "mask"),
+    "sem_seg": Field("int64", ("image_height", "image_width"), "the label of each pixel", "tensor"),
+}
+FRAME_INPUTS: Mapping[str, Entry] = {
+    side: {"dtype": "int64", "shape": [], "meaning": f"{side} of the original image in pixels"}
+    for side in ("height", "width")
+}
+
+
 class Onnx(Format):
     """``model.onnx``: the inputs by name -> the fields by name."""
 
@@ -57,6 +68,7 @@ class Onnx(Format):
         options={
             "batch": "N or dynamic: that many images of one size; default: one image (3, H, W)",
             "fp16": "true: weights and products in half precision; default: false",
+            "postprocess": "true: takes height and width of the original image, results are in its frame",
             "opset": f"version of ONNX's operators, {LOWEST_OPSET} to {HIGHEST_OPSET} (the default)",
         },
     )
@@ -66,10 +78,12 @@ class Onnx(Format):
         super().check_options(options)
         _check_opset(options.get("opset", DEFAULT_OPSET))
         _check_batch(options.get("batch", DYNAMIC_BATCH))
-        if type(options.get("fp16", False)) is not bool:
-            raise _bad_option(
-                "fp16", options["fp16"], "is neither true nor false", "leave it out for float32"
-            )
+        for name in ("fp16", "postprocess"):
+            if type(options.get(name, False)) is not bool:
+                raise _bad_option(name, options[name], "is neither true nor false", "leave it out for false")
+        if options.get("postprocess") and "batch" in options:
+            why = "does not go with batch: images of a batch have frames of their own"
+            raise _bad_option("postprocess", True, why, "leave out one of the two")
 
     def requires(self, config: Config, options: Mapping[str, Any]) -> None:
         """Refuse deformable convolution before the opset that has it."""
@@ -95,7 +109,11 @@ class Onnx(Format):
         """Record one pass over the sample, write it in ONNX, simplify and check it; see Format.export."""
         with tempfile.TemporaryDirectory(dir=directory, prefix=".") as folder:
             raw, done = Path(folder) / "raw.onnx", Path(folder) / "done"
-            outputs = _convert(model, inputs, fields, raw, options.get("opset", DEFAULT_OPSET))
+            framed = options.get("postprocess", False)
+            flat = _flat_module(model, tuple(inputs), tuple(fields), framed=framed)
+            if framed:
+                inputs = {**inputs, **_frame_of(inputs["image"])}
+            outputs = _convert(model, flat, inputs, fields, raw, options.get("opset", DEFAULT_OPSET))
             made = onnx_file.simplify(raw, Path(folder) / "simple.onnx")
             onnx_file.name_lengths(made, {**_lengths(inputs), **_lengths(outputs)})
             if options.get("fp16"):
@@ -132,6 +150,8 @@ class Onnx(Format):
                 hint="export again; if it repeats, report it with the log",
             ) from error
 
+        if options.get("postprocess"):
+            return _Framed(session, fields)
         if "batch" in options:
             return _last_of_a_batch(session, fields, options["batch"])
 
@@ -141,6 +161,19 @@ class Onnx(Format):
 
         return predict
 
+    def expected(
+        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], options: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+        """Return results in the frame of an image half as large again, where the artifact gives such."""
+        from zooport.export_core.evaluation.framing import in_image_frame
+
+        if not options.get("postprocess"):
+            return inputs, outputs
+        _, height, width = inputs["image"].shape
+        frame = height * 3 // 2, width * 3 // 2
+        given = {**inputs, "height": np.array(frame[0]), "width": np.array(frame[1])}
+        return given, in_image_frame(outputs, (height, width), frame)
+
     def tolerance(self, options: Mapping[str, Any]) -> Tolerance:
         """Half precision is judged by what it does to detections, not by digits."""
         return HALF_TOLERANCE if options.get("fp16") else self.info.tolerance
@@ -149,6 +182,9 @@ class Onnx(Format):
         self, inputs: list[Entry], outputs: list[Entry], options: Mapping[str, Any]
     ) -> tuple[list[Entry], list[Entry]]:
         """Say how a batch is laid out."""
+        if options.get("postprocess"):
+            inputs = [*inputs, *({"name": name, **entry} for name, entry in FRAME_INPUTS.items())]
+            return inputs, [{**entry, **_framed_entry(entry["name"])} for entry in outputs]
         batch = options.get("batch")
         if batch is None:
             return inputs, outputs
@@ -163,6 +199,39 @@ class Onnx(Format):
             meaning = "which image of the batch each row belongs to"
             described.append({"name": IMAGE_INDEX, "dtype": "int64", "shape": ["N"], "meaning": meaning})
         return inputs, described
+
+
+class _Framed:
+    """Runs an artifact that takes the size of the original image too."""
+
+    in_image_frame = True
+
+    def __init__(self, session: Any, fields: Sequence[str]) -> None:
+        self.session = session
+        self.fields = list(fields)
+
+    def __call__(self, image: Array, **more: Array) -> dict[str, Array]:
+        found = self.session.run(self.fields, {"image": image, **more})
+        fields = dict(zip(self.fields, found, strict=True))
+        return fields | {
+            name: np.expand_dims(fields[name], axis)
+            for name, axis in (("pred_masks", 1), ("sem_seg", 0))
+            if name in fields
+        }
+
+
+def _framed_entry(name: str) -> Entry:
+    if name in FRAMED:
+        field = FRAMED[name]
+        return {"dtype": field.dtype, "shape": list(field.shape), "meaning": field.meaning, "frame": FRAME}
+    return {"frame": FRAME} if name in FIELDS and FIELDS[name].kind in {"pixels", "keypoints"} else {}
+
+
+def _frame_of(image: Tensor) -> dict[str, Tensor]:
+    """Return the size of an original image that the sample could have been made from."""
+    import torch
+
+    return {side: torch.tensor(image.shape[axis] * 3 // 2) for side, axis in (("height", 1), ("width", 2))}
 
 
 def _has_rows(name: str) -> bool:
@@ -216,14 +285,18 @@ def _threads() -> int:
 
 
 def _convert(
-    model: nn.Module, inputs: Mapping[str, Tensor], fields: Sequence[str], path: Path, opset: int
+    model: nn.Module,
+    flat: nn.Module,
+    inputs: Mapping[str, Tensor],
+    fields: Sequence[str],
+    path: Path,
+    opset: int,
 ) -> dict[str, Tensor]:
     """Write the model as torch converts it; return what it gives for the inputs."""
     import torch
 
     from zooport.export_core.formats.onnx_stand_ins import stand_ins
 
-    flat = _flat_module(model, tuple(inputs), tuple(fields))
     with warnings.catch_warnings(), torch.no_grad(), stand_ins(model), registered(opset):
         warnings.simplefilter("ignore")
         try:
@@ -255,6 +328,10 @@ def _lengths(values: Mapping[str, Tensor]) -> dict[str, list[int | str]]:
     for name, value in values.items():
         if name == "image":
             lengths[name] = [value.shape[0], "height", "width"]
+        elif name in FRAMED and not value.is_floating_point():
+            lengths[name] = list(FRAMED[name].shape)
+        elif name in FRAME_INPUTS:
+            lengths[name] = []
         elif name in FIELDS:
             pairs = zip(FIELDS[name].shape, value.shape, strict=True)
             lengths[name] = [known if known in DYNAMIC else length for known, length in pairs]
@@ -289,9 +366,20 @@ def _conversion_failure(error: Exception) -> Failure:
     )
 
 
-def _flat_module(model: nn.Module, inputs: tuple[str, ...], fields: tuple[str, ...]) -> nn.Module:
-    """Return the model as a function from tensors to the tuple of its fields."""
+def _flat_module(
+    model: nn.Module, inputs: tuple[str, ...], fields: tuple[str, ...], *, framed: bool
+) -> nn.Module:
+    """Return the model as a function from tensors to the tuple of its fields.
+
+    Args:
+        model: takes and returns lists of dictionaries.
+        inputs: names of the arguments, the image first.
+        fields: names of the results.
+        framed: whether height and width of the original image follow, in whose frame the results are to be.
+    """
     import torch
+
+    from zooport.export_core.formats.onnx_frame import to_frame
 
     class Flat(torch.nn.Module):
         def __init__(self) -> None:
@@ -299,7 +387,9 @@ def _flat_module(model: nn.Module, inputs: tuple[str, ...], fields: tuple[str, .
             self.model = model
 
         def forward(self, *arguments: torch.Tensor) -> Any:
-            found = self.model([dict(zip(inputs, arguments, strict=True))])[0]
+            found = self.model([dict(zip(inputs, arguments, strict=False))])[0]
+            if framed:
+                found = to_frame(found, arguments[0], *arguments[-2:])
             return tuple(found[name] for name in fields)
 
     return Flat().eval()
