@@ -93,7 +93,7 @@ def test_every_setting_reaches_the_target(tmp_path: Path) -> None:
 
 def test_the_demo_manifest_is_read() -> None:
     manifest = load_manifest(demo.MANIFEST)
-    assert len(manifest.targets) == 16
+    assert len(manifest.targets) == 8 * 3
     assert all(target.checkpoint.weights.is_file() for target in manifest.targets)
 
 
