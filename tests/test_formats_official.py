@@ -20,8 +20,8 @@ from zooport.tests.official_zoo import inputs_of, networks
 
 PROCESSES = "zooport.tests.artifact_processes"
 TIMEOUT = 900.0
-# TorchScript has the same operators on the same machine: only fused ones may add up in another order.
-RELATIVE = 1e-5
+# Fused operators and batches add up in another order, and each make of processor has orders of its own.
+RELATIVE = 1e-4
 
 ONE_OF_EACH_KIND = [
     "COCO-Detection/fast_rcnn_R_50_FPN_1x",
