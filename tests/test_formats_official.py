@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from zooport.export_core import formats
+from zooport.export_core.formats import Tolerance
 from zooport.export_core.isolation import ForkServer, run_isolated
 from zooport.export_core.samples import Sample
 from zooport.export_core.verification import compare_outputs
@@ -22,6 +23,9 @@ PROCESSES = "zooport.tests.artifact_processes"
 TIMEOUT = 900.0
 # Fused operators and batches add up in another order, and each make of processor has orders of its own.
 RELATIVE = 1e-4
+# ONNX Runtime has kernels of its own, and made-up weights amplify rounding more than trained ones do: eager
+# results of full networks are themselves up to 0.04 pixels and 0.005 of score away from those in float64.
+ONNX_OF_FULL_NETWORKS = Tolerance(pixels=0.1, score=0.01, mask=0.01, relative=1e-3)
 
 ONE_OF_EACH_KIND = [
     "COCO-Detection/fast_rcnn_R_50_FPN_1x",
@@ -96,7 +100,8 @@ def check(name: str, directory: Path, strangers: ForkServer, *, tiny: bool) -> N
         assert_equal(found["traced"][index], wanted)
         assert_equal(found["scripted"][index], wanted)
         sample = Sample(name, inputs[index], wanted)
-        compare_outputs(sample, found["onnx"][index], formats.get("onnx").info.tolerance)
+        tolerance = formats.get("onnx").info.tolerance if tiny else ONNX_OF_FULL_NETWORKS
+        compare_outputs(sample, found["onnx"][index], tolerance)
     for index, wanted in enumerate(eager["batch"]):
         assert_equal(found["batch"][index], wanted)
 
