@@ -120,7 +120,8 @@ def test_torchscript_stays_in_its_format() -> None:
         or (isinstance(node, ast.ImportFrom) and is_within(node.module or "", ("torch.jit",)))
     }
     strangers = {name for name in users if not name.startswith("zooport.export_core.formats.torchscript")}
-    assert strangers == set()
+    # torch's converter to ONNX takes loops over data from compiled functions alone.
+    assert strangers == {"zooport.export_core.formats.onnx_stand_ins"}
 
 
 def test_command_line_imports_nothing_heavy() -> None:
@@ -133,6 +134,7 @@ def test_command_line_imports_nothing_heavy() -> None:
         "pydantic",
         "numpy",
         "onnx",
+        "onnxruntime",
         "PIL",
         "yaml",
     ]

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zooport.export_core.formats.onnx_stand_ins import compiled
+
 INSTANCES = ("pred_boxes", "proposal_boxes")
 ROWS = (
     "scores",
@@ -46,8 +48,8 @@ def to_frame(fields: Mapping[str, Tensor], image: Tensor, height: Tensor, width:
         framed |= {other: framed[other][kept] for other in ROWS if other in framed}
         framed[name] = boxes[kept]
     if "pred_masks" in framed:
-        paste_all = torch.jit.script(paste)
-        framed["pred_masks"] = paste_all(framed["pred_masks"][:, 0], framed["pred_boxes"], height, width)
+        masks = framed["pred_masks"][:, 0]
+        framed["pred_masks"] = compiled(paste)(masks, framed["pred_boxes"], height, width)
     if "pred_keypoints" in framed:
         points = framed["pred_keypoints"]
         framed["pred_keypoints"] = torch.cat((points[:, :, :2] * scale, points[:, :, 2:]), dim=2)

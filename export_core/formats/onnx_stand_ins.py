@@ -47,8 +47,13 @@ def _stand_in(module: nn.Module) -> Any:
     if type(module) is HeatmapDecoder:
         return MatrixHeatmapDecoder().eval()
     if getattr(module, "loops_over_data", False):
-        return torch.jit.script(module)
+        return compiled(module)
     return None
+
+
+def compiled(what: Any) -> Any:
+    """Return a module or function whose loops the converter takes as loops, for it is not recorded."""
+    return torch.jit.script(what)
 
 
 class BatchedClassNms(nn.Module):
@@ -109,7 +114,7 @@ class MatrixHeatmapDecoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.peaks = torch.jit.script(peaks)
+        self.peaks = compiled(peaks)
 
     def forward(self, heatmaps: Tensor, boxes: Tensor) -> Tensor:
         """Return float32 (R, K, 3); arguments as of HeatmapDecoder."""
