@@ -42,7 +42,8 @@ AddressOption = Annotated[
     str | None,
     typer.Option(
         envvar="RAY_ADDRESS",
-        help="A running Ray cluster to join. Default: a local Ray is started.",
+        help="A Ray cluster: auto, head:6379, ray://head:10001, or http://head:8265 for a job."
+        " Default: a local Ray is started.",
         show_default=False,
     ),
 ]

@@ -17,6 +17,7 @@ from zooport.export_core.places import output_place
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.jobs.exit_codes import exit_code
 from zooport.jobs.fetching import fetch_weights
+from zooport.jobs.nodes import check_outputs
 from zooport.jobs.output import OutputFormat, cell, console, print_rows, print_value, size
 from zooport.jobs.registry.records import Metric
 from zooport.jobs.values import BaselineJob, ExportJob, ExportTarget, Status
@@ -84,6 +85,7 @@ def export_one(
     if refusal is not None:
         raise Failure(refusal.code, refusal.message, hint=refusal.hint)
     job = _job(order, target)
+    check_outputs([job.output.parent])
     server = ForkServer(preload=preload)
     server.start()
     try:

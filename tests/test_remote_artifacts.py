@@ -20,9 +20,11 @@ from zooport.export_core.isolation import ForkServer
 from zooport.export_core.places import RemotePath, output_place, stored_place
 from zooport.export_core.sources import CheckpointSource
 from zooport.jobs.digests import DigestCache
+from zooport.jobs.output import OutputFormat
 from zooport.jobs.plan import make_plan, place
 from zooport.jobs.registry import open_registry
 from zooport.jobs.registry.records import export_id, job_from_dict, job_to_dict, new_run_id
+from zooport.jobs.single import Order, export_one
 from zooport.jobs.values import ExportJob, ExportTarget
 from zooport.jobs.worker import run_export
 from zooport.tests import bucket
@@ -330,3 +332,20 @@ class TestUpkeep:
             assert digests.file(model) == known
         (store / "objects/zoo/out/good-1/torchscript-trace/model.ts").write_text("other")
         assert digests.file(model) != known
+
+
+def test_export_writes_to_an_address_after_a_try(store: Path, demo_zoo: Path, tmp_path: Path) -> None:
+    model = demo_zoo / "retinanet_fpn"
+    output = "bucket://zoo/single/model"
+    order = Order(model / "config.yaml", str(model / "model_final.pth"), "torchscript-trace", output)
+    (store / "deny").touch()
+    with pytest.raises(Failure) as caught:
+        export_one(order, OutputFormat.JSON, FAKE, preload=())
+    assert caught.value.message == "cannot write to bucket://zoo/single: permission denied"
+    (store / "deny").unlink()
+    assert export_one(order, OutputFormat.JSON, FAKE, preload=()) == 0
+    assert objects(store) == [
+        "zoo/single/model.log",
+        "zoo/single/model/model.json",
+        "zoo/single/model/model.ts",
+    ]
