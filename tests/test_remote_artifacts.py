@@ -334,10 +334,11 @@ class TestUpkeep:
         assert digests.file(model) != known
 
 
-def test_export_writes_to_an_address_after_a_try(store: Path, demo_zoo: Path, tmp_path: Path) -> None:
-    model = demo_zoo / "retinanet_fpn"
+def test_export_writes_to_an_address_after_a_try(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("VERSION: 2")
+    (tmp_path / "w.pth").write_text("weights")
     output = "bucket://zoo/single/model"
-    order = Order(model / "config.yaml", str(model / "model_final.pth"), "torchscript-trace", output)
+    order = Order(tmp_path / "config.yaml", str(tmp_path / "w.pth"), "torchscript-trace", output)
     (store / "deny").touch()
     with pytest.raises(Failure) as caught:
         export_one(order, OutputFormat.JSON, FAKE, preload=())
