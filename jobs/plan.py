@@ -180,6 +180,7 @@ class _Keys:
         self._checkpoints: dict[str, dict[str, str]] = {}
         self._datasets: dict[DatasetSource, tuple[str, int]] = {}
         self._codes: dict[tuple[str, ...], dict[str, str]] = {}
+        self._of_format: dict[str, Mapping[str, str]] = {}
         self._configs: dict[str, tuple[str, int]] = {}
         self._reservations: dict[str, int] = {}
 
@@ -192,10 +193,16 @@ class _Keys:
                 "options": dict(target.options),
                 "dataset": self._dataset(target.dataset)[0],
                 "sample": None if target.sample_image is None else self._raw(target.sample_image),
-                "tools": self._tools
-                | {name: _version(name) for name in formats.get(target.format).info.tools},
+                "tools": self._tools_of(target.format),
             }
         )
+
+    def _tools_of(self, format_name: str) -> Mapping[str, str]:
+        """Return the versions of what makes artifacts of a format; looking one up reads a package's files."""
+        if format_name not in self._of_format:
+            needed = formats.get(format_name).info.tools
+            self._of_format[format_name] = self._tools | {name: _version(name) for name in needed}
+        return self._of_format[format_name]
 
     def baseline(self, checkpoint: CheckpointSource, dataset: DatasetSource) -> str:
         """Return the key of an eager model's evaluation."""
