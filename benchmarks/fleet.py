@@ -93,6 +93,8 @@ def measure(folder: Path, names: Sequence[str]) -> dict[str, Any]:
         "ideal_s": ideal,
         "ratio": (last - first) / ideal,
         "cpu_s": watch.cpu,
+        # What the same work would take at best on cores that do nothing else.
+        "cpu_s_per_core": watch.cpu["all"] / cores,
         "detectron2_s": DETECTRON2 * (models * len(names) + models),
         "times_faster_than_detectron2": DETECTRON2 * (models * len(names) + models) / wall,
         "load": os.getloadavg()[0],
@@ -105,7 +107,8 @@ def print_run(run: Mapping[str, Any]) -> None:
     print(f"{run['exports']} exports of {run['models']} models: {run['wall_s']:.1f} s,", end=" ")
     print(f"{run['after_start_s']:.1f} s after {run['start_s']:.1f} s of start-up;", end=" ")
     print(f"ideal {run['ideal_s']:.1f} s on {run['cores']} cores ({inside}): {run['ratio']:.2f};", end=" ")
-    print(f"processors {run['cpu_s']['all']:.0f} s, load {run['load']:.1f}")
+    print(f"processors {run['cpu_s']['all']:.0f} s, load {run['load']:.1f};", end=" ")
+    print(f"detectron2's loop: {run['detectron2_s']:.0f} s on idle cores")
 
 
 def write_manifest(folder: Path, names: Sequence[str]) -> Path:

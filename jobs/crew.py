@@ -91,7 +91,7 @@ class Crew:
             for host in self._hosts.values():
                 host.kill()
                 self._abandon(host)
-            self._book.dirty += self._evaluations.open_exports()
+            self._book.dirty += self._evaluations.abandon()
         return self._cancelled_at is not None
 
     def _step(self) -> None:

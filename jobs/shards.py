@@ -214,9 +214,12 @@ class Evaluations:
         join = replace(evaluation.begun, part=Part(PartKind.JOIN, part.shards), timeout=evaluation.timeout)
         return [join], None
 
-    def open_exports(self) -> list[ExportJob]:
-        """Return the exports that wait in their staging directories."""
-        jobs = (each.begun for each in self._open.values())
+    def abandon(self) -> list[ExportJob]:
+        """Remove the predictions of baselines; return the exports that wait in their staging directories."""
+        jobs = [each.begun for each in self._open.values()]
+        for job in jobs:
+            if isinstance(job, BaselineJob):
+                shutil.rmtree(_folder(job), ignore_errors=True)
         return [job for job in jobs if isinstance(job, ExportJob)]
 
     def _opened(self, job: Job) -> _Evaluation:
