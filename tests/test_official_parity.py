@@ -21,7 +21,6 @@ on two machines need not agree about; a mistake in the model shows in both, and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,11 +140,14 @@ class Check(NamedTuple):
 
 def is_rounding(check: Check, seen: Mapping[str, Any], exact: Mapping[str, Any]) -> bool:
     """Whether float32 and float64 disagree as much as zooport and the record do."""
-    found, wanted = (
-        reduce(lambda tree, key: tree[key], check.place.split("/"), run) for run in (seen, exact)
-    )
-    if isinstance(found, list) or found.shape != wanted.shape:
-        return bool(np.shape(found) != np.shape(wanted) or found != wanted)
+    found: Any = seen
+    wanted: Any = exact
+    for key in check.place.split("/"):
+        found, wanted = found[key], wanted[key]
+    if isinstance(found, list):
+        return bool(found != wanted)
+    if found.shape != wanted.shape:
+        return True
     return check.off <= ROUNDINGS * float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0))
 
 
