@@ -43,11 +43,11 @@ def test_as_many_run_at_once_as_memory_is_there_for(bench: Bench) -> None:
     outcome, _ = bench.run(*targets, workers=4)
     assert outcome.exit_code == 0
     assert isinstance(bench.notes, Counting)
-    assert bench.notes.most == int(largest_machine() // size_class(share, largest_machine()))
+    assert 1 <= bench.notes.most <= largest_machine() // size_class(share, largest_machine()) < 4
 
 
 def test_what_asks_for_more_than_there_is_runs_alone(bench: Bench) -> None:
-    targets = [bench.target(f"good-{number}", memory=100 * largest_machine()) for number in range(3)]
+    targets = [bench.target(f"sleep-{number}-0.6", memory=100 * largest_machine()) for number in range(3)]
     outcome, rows = bench.run(*targets, workers=3)
     assert outcome.exit_code == 0
     assert isinstance(bench.notes, Counting)
