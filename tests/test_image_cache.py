@@ -211,7 +211,7 @@ def test_what_others_use_is_not_dropped(dataset: Dataset, tmp_path: Path) -> Non
 
 
 def test_writers_at_once_and_one_killed_leave_only_whole_images(dataset: Dataset, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path), "300"]
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), "120"]
     writers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
     for writer in writers:
         assert writer.stdout is not None
@@ -225,8 +225,8 @@ def test_writers_at_once_and_one_killed_leave_only_whole_images(dataset: Dataset
         assert writer.stdout is not None
         writer.stdout.close()
 
-    assert len(kept(tmp_path)) == 600
-    for size in range(20, 320, 7):
+    assert len(kept(tmp_path)) == 240
+    for size in range(20, 140, 7):
         config = make_config(INPUT__MIN_SIZE_TEST=size, INPUT__MAX_SIZE_TEST=4000)
         cache = ImageCache(tmp_path / "cache", str(size))
         for image in dataset.images:
