@@ -90,7 +90,8 @@ def _prepare(name: str, place: Path) -> Mapping[str, Any]:
     index = len(list(place.glob("*.pth")))
     config = official_zoo.config_of(name)
     weights = place / f"model{index}.pth"
-    torch.save({"model": official_zoo.weights_for(build_skeleton(config), name, config)}, weights)
+    made_up = official_zoo.weights_for(build_skeleton(config), name, config)
+    torch.save({"model": official_zoo.tame(name, made_up)}, weights)
     recorded = dict(official_zoo.recorded()[name]["overrides"])
     overrides = {
         key: value for key, value in {**recorded, **OVERRIDES}.items() if config.lookup(key, None) is not None
