@@ -92,6 +92,7 @@ def joined(
 def _local(workers: int | None, server: ForkServer) -> Iterator[int]:
     import ray
 
+    _check_free(ray.is_initialized())
     count = workers or len(os.sched_getaffinity(0))
     server.start()
     _sweep()
@@ -120,6 +121,16 @@ def _local(workers: int | None, server: ForkServer) -> Iterator[int]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _check_free(is_taken: bool) -> None:
+    """Refuse a process that has joined a Ray already: a run would end it for its owner."""
+    if is_taken:
+        raise Failure(
+            "cluster.unavailable",
+            "this process has joined a Ray of its own, and a run starts or joins one itself",
+            hint="call ray.shutdown() before, or run zooport in a process of its own",
+        )
+
+
 def _servers() -> set[psutil.Process]:
     """Return the Ray servers below this process, those that have ended and wait to be reaped included."""
     found = set()
@@ -146,6 +157,7 @@ def _remote(address: str, workers: int | None, runtime_env: Mapping[str, Any] | 
     knock(address)
     import ray
 
+    _check_free(ray.is_initialized())
     try:
         ray.init(
             address=address,

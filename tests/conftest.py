@@ -115,19 +115,35 @@ def registry_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def one_ray() -> Iterator[None]:
-    """A local Ray that lasts for all tests which ask for it."""
+def ray_at_the_end() -> Iterator[None]:
+    """Ends the Ray of the tests with the last of them."""
+    yield
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=8,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=80 << 20,
-    )
-    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def one_ray(ray_at_the_end: None) -> None:
+    """A local Ray that stays for the next test which asks for it."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=8,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=80 << 20,
+        )
+
+
+@pytest.fixture
+def no_ray() -> None:
+    """A process that has joined no Ray, for runs that start one of their own in it."""
+    import ray
+
     ray.shutdown()
 
 

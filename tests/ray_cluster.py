@@ -103,6 +103,8 @@ class Cluster:
         if hidden:
             mounts = " && ".join(f"mount -t tmpfs none '{path}'" for path in hidden)
             command = [*_ALONE, "sh", "-c", f'{mounts} && exec "$0" "$@"', *command]
+            # As on a machine of its own: a fork server that two nodes share would see the files of one.
+            environment = {"TMPDIR": str(directory), **environment}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         known = {"RAY_memory_monitor_refresh_ms": "0", "RAY_AUTH_MODE": "disabled", "PATH": path}
         with log.open("wb") as output:

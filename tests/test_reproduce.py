@@ -160,6 +160,7 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, arguments: dict[str, Any
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("stay_joined")
 def test_a_checkpoint_with_nan_fails_again_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
