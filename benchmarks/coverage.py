@@ -38,6 +38,7 @@ OVERRIDES = {
     "INPUT.MIN_SIZE_TEST": 192,
     "INPUT.MAX_SIZE_TEST": 256,
 }
+Outcome = tuple[int, str | None]  # how many models, and the failure's code
 FAMILIES = {
     "RetinaNet": "RetinaNet",
     "FCOS": "FCOS",
@@ -147,9 +148,9 @@ def _backbone(config: Config) -> str:
 def write_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Replace the README's table between its markers."""
     names = formats.names()
-    families: dict[str, dict[str, list[tuple[int, bool]]]] = defaultdict(lambda: defaultdict(list))
+    families: dict[str, dict[str, list[Outcome]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        families[row["family"]][row["format"]].append((len(row["models"]), row["status"] == "succeeded"))
+        families[row["family"]][row["format"]].append((len(row["models"]), row["code"]))
     lines = [
         f"| architecture | {' | '.join(f'`{name}`' for name in names)} |",
         "| --- |" + " --- |" * len(names),
@@ -163,9 +164,12 @@ def write_table(rows: Sequence[Mapping[str, Any]]) -> None:
     README.write_text(f"{before}{MARKERS[0]}\n\n{table}\n\n{MARKERS[1]}{after}", encoding="utf-8")
 
 
-def _cell(outcomes: Sequence[tuple[int, bool]]) -> str:
-    verified = sum(count for count, succeeded in outcomes if succeeded)
-    return f"{verified} of {sum(count for count, _ in outcomes)}"
+def _cell(outcomes: Sequence[Outcome]) -> str:
+    verified = sum(count for count, code in outcomes if code is None)
+    codes = sorted({code for _, code in outcomes if code is not None})
+    return " ".join(
+        [f"{verified} of {sum(count for count, _ in outcomes)}", *(f"`{code}`" for code in codes)]
+    )
 
 
 def _batches(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
