@@ -123,9 +123,9 @@ def ray_at_the_end() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_ray(ray_at_the_end: None) -> None:
-    """A local Ray that stays for the next test which asks for it."""
+    """A local Ray that stays for the next tests which ask for it."""
     import ray
 
     if not ray.is_initialized():
@@ -137,14 +137,6 @@ def one_ray(ray_at_the_end: None) -> None:
             logging_level=logging.ERROR,
             object_store_memory=80 << 20,
         )
-
-
-@pytest.fixture
-def no_ray() -> None:
-    """A process that has joined no Ray, for runs that start one of their own in it."""
-    import ray
-
-    ray.shutdown()
 
 
 @pytest.fixture
