@@ -6,7 +6,6 @@ import errno
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -232,20 +231,6 @@ def test_a_directory_without_permission_is_a_disk_failure() -> None:
     assert caught.value.code == "resource.disk"
     assert "permission denied" in caught.value.message
     assert str(closed) in caught.value.message
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("mounting a small file system needs root")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_a_full_disk_leaves_the_earlier_artifact_and_no_rest(small_disk: Path) -> None:
