@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from zooport.jobs.limits import Deadlines
 from zooport.jobs.output import OutputFormat
 from zooport.jobs.registry.records import ExportFilter
 from zooport.jobs.values import Status
+
+if TYPE_CHECKING:
+    from zooport.jobs import submission
 
 EXIT_INTERRUPTED = 130
 
@@ -445,22 +448,11 @@ def rerun(
     What is asked for is what the registry recorded; to run an edited manifest, submit it again.
     """
     from zooport.jobs import submission
-    from zooport.jobs.runner import RunSettings
 
     if not failed:
         raise typer.BadParameter("say what to run again: --failed")
-    _refuse_dashboard(address)
-    settings = RunSettings(address, workers, fail_fast)
-    deadlines = _deadlines(timeout)
-    request = submission.Request(
-        registry,
-        settings,
-        deadlines.total,
-        dry_run,
-        result,
-        imports=tuple(imports or ()),
-        deadlines=deadlines.stages,
-        retries=retries,
+    request = _request_again(
+        registry, address, workers, timeout, retries, dry_run, fail_fast, imports, result
     )
     return submission.rerun(request, run, code, include_unsupported=include_unsupported)
 
@@ -485,14 +477,33 @@ def resume(
     end: see rerun --failed.
     """
     from zooport.jobs import submission
+
+    request = _request_again(
+        registry, address, workers, timeout, retries, dry_run, fail_fast, imports, result
+    )
+    return submission.resume(request, run)
+
+
+def _request_again(
+    registry: str | None,
+    address: str | None,
+    workers: int | None,
+    timeout: str | None,
+    retries: int | None,
+    dry_run: bool,
+    fail_fast: bool,
+    imports: list[str] | None,
+    result: OutputFormat,
+) -> submission.Request:
+    """Return what rerun and resume ask for alike."""
+    from zooport.jobs import submission
     from zooport.jobs.runner import RunSettings
 
     _refuse_dashboard(address)
-    settings = RunSettings(address, workers, fail_fast)
     deadlines = _deadlines(timeout)
-    request = submission.Request(
+    return submission.Request(
         registry,
-        settings,
+        RunSettings(address, workers, fail_fast),
         deadlines.total,
         dry_run,
         result,
@@ -500,7 +511,6 @@ def resume(
         deadlines=deadlines.stages,
         retries=retries,
     )
-    return submission.resume(request, run)
 
 
 def _refuse_dashboard(address: str | None) -> None:
