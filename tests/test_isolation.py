@@ -17,6 +17,7 @@ import pytest
 
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.isolation import Cancellation, ForkServer, run_isolated
+from zooport.export_core.isolation.memory import held
 from zooport.tests import isolated_functions as functions
 
 pytestmark = pytest.mark.alone
@@ -213,6 +214,15 @@ class TestMemory:
 
     def test_what_stays_below_is_not_disturbed(self, run: Callable[..., Any]) -> None:
         assert len(run(functions.big, self.LIMIT // 8, memory=self.LIMIT)) == self.LIMIT // 8
+
+    def test_a_process_that_ends_while_it_is_looked_at_holds_nothing(self) -> None:
+        for _ in range(300):
+            process = subprocess.Popen(["/bin/true"])
+            reaper = threading.Thread(target=process.wait)
+            reaper.start()
+            while reaper.is_alive():
+                held(process.pid)
+            assert held(process.pid) == 0
 
 
 @pytest.mark.parametrize("mode", ["group", "session", "crash"])

@@ -37,6 +37,7 @@ def test_of_forty_jobs_fifteen_fail_typed_and_nothing_is_lost(bench: Bench) -> N
     assert outcome.exit_code == 1
     assert Counter(row.status for row in rows.values()) == {"succeeded": 25, "failed": 15}
     codes = Counter(row.code for row in rows.values() if row.code)
+    assert "worker.error" not in codes, [row.message for row in rows.values() if row.code == "worker.error"]
     assert codes == {"worker.crashed": 5, "resource.timeout": 5, "export.failed": 5}
     assert {job.label.split()[0] for job in bench.notes.ended} == {*names, *bad}
     assert len(bench.notes.ended) == 40

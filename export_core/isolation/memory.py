@@ -33,9 +33,14 @@ def _held_by(process: int) -> int:
 
 def _family(leader: int) -> Iterator[int]:
     yield leader
-    for children in Path(f"/proc/{leader}/task").glob("*/children"):
+    tasks = Path(f"/proc/{leader}/task")
+    try:
+        threads = list(tasks.iterdir())
+    except OSError:  # the process has ended; it may do so at any line here
+        return
+    for thread in threads:
         with suppress(OSError):  # the thread has ended, or the kernel does not tell
-            for child in children.read_text(encoding="utf-8").split():
+            for child in (thread / "children").read_text(encoding="utf-8").split():
                 yield from _family(int(child))
 
 
