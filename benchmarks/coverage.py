@@ -3,10 +3,12 @@
 The models have made-up weights (those of the parity tests), so nothing is downloaded; each export is verified
 against the eager model as any other. ``python benchmarks/coverage.py`` runs one network of each architecture,
 some minutes on two cores; with ``--all`` every network, counting models that build the same one together.
+``--only`` and ``--formats`` run a part again and keep what the last run found of the rest.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -49,29 +51,45 @@ FAMILIES = {
 
 
 def main() -> None:
-    """Run all networks, then write the result and the table."""
-    networks: dict[str, list[str]] = defaultdict(list)
-    for name in official_zoo.recorded():
-        networks[official_zoo.SAME_NETWORK.get(name, name)].append(name)
-    if "--all" not in sys.argv[1:]:
-        by_size = sorted(networks, key=lambda name: ("101" not in name and "152" not in name, name))
-        one_of_each = {description_of(name): name for name in by_size}  # the last, so a small one
-        networks = {name: [name] for name in one_of_each.values()}
+    """Run the networks, then write the result and the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--all", action="store_true", help="every network, not one of each architecture")
+    parser.add_argument("--only", default="", help="networks whose name contains this")
+    parser.add_argument("--formats", nargs="+", choices=formats.names(), default=formats.names())
+    chosen = parser.parse_args()
+    networks = {name: same for name, same in _networks(all_of_them=chosen.all).items() if chosen.only in name}
     rows: list[dict[str, Any]] = []
     for batch in _batches(sorted(networks), BATCH):
-        for row in run(batch):
+        for row in run(batch, chosen.formats):
             rows.append({**row, "models": networks[row["model"]]})
             print(f"{row['model']}  {row['format']}  {row['status']}  {row['code'] or ''}", flush=True)
+    if chosen.only or chosen.formats != formats.names():
+        fresh = {(row["model"], row["format"]) for row in rows}
+        before = json.loads(RESULT.read_text(encoding="utf-8"))
+        rows += [row for row in before if (row["model"], row["format"]) not in fresh]
+    rows.sort(key=lambda row: (row["model"], formats.names().index(row["format"])))
     RESULT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     write_table(rows)
 
 
-def run(names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Export some models in all formats with ``zooport submit``; yield what the registry says."""
+def _networks(*, all_of_them: bool) -> dict[str, list[str]]:
+    """Return a name for each network to run, and the models that are the same network."""
+    networks: dict[str, list[str]] = defaultdict(list)
+    for name in official_zoo.recorded():
+        networks[official_zoo.SAME_NETWORK.get(name, name)].append(name)
+    if all_of_them:
+        return networks
+    by_size = sorted(networks, key=lambda name: ("101" not in name and "152" not in name, name))
+    one_of_each = {description_of(name): name for name in by_size}  # the last, so a small one
+    return {name: [name] for name in one_of_each.values()}
+
+
+def run(names: Sequence[str], into: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Export some models in some formats with ``zooport submit``; yield what the registry says."""
     with tempfile.TemporaryDirectory(prefix="zooport-coverage-") as folder:
         place = Path(folder)
         models = [_prepare(name, place) for name in names]
-        manifest = {"models": models, "formats": formats.names()}
+        manifest = {"models": models, "formats": list(into)}
         (place / "zoo.yaml").write_text(yaml.safe_dump(manifest), encoding="utf-8")
         _zooport(place, "submit", "zoo.yaml", check=False)
         for row in json.loads(_zooport(place, "list", "-o", "json")):

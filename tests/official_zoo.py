@@ -49,6 +49,7 @@ OUT_OF_RANGE = {
     "regnetx": ("fpn_output", 1e-4),
     "regnety": ("fpn_output", 1e-2),
     "_C4": ("cls_score", 0.1),
+    "cascade": ("cls_score", 0.1),
     "retinanet": ("cls_score", 0.02),
     "keypoint": ("score_lowres", 0.1),
 }
