@@ -57,7 +57,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="networks whose name contains this")
     parser.add_argument("--formats", nargs="+", choices=formats.names(), default=formats.names())
     chosen = parser.parse_args()
-    networks = {name: same for name, same in _networks(all_of_them=chosen.all).items() if chosen.only in name}
+    networks = {
+        name: same for name, same in networks_to_run(all_of_them=chosen.all).items() if chosen.only in name
+    }
     rows: list[dict[str, Any]] = []
     for batch in _batches(sorted(networks), BATCH):
         for row in run(batch, chosen.formats):
@@ -72,7 +74,7 @@ def main() -> None:
     write_table(rows)
 
 
-def _networks(*, all_of_them: bool) -> dict[str, list[str]]:
+def networks_to_run(*, all_of_them: bool) -> dict[str, list[str]]:
     """Return a name for each network to run, and the models that are the same network."""
     networks: dict[str, list[str]] = defaultdict(list)
     for name in official_zoo.recorded():

@@ -1,0 +1,137 @@
+"""Seconds for one image on one thread: eager PyTorch against every format, for each official architecture.
+
+Pictures of 800x1067, made-up weights (those of the parity tests), 1000 proposals and 100 detections; and the
+demo zoo on images of its own. All runtimes of a model take turns in one process, so that whatever else the
+machine does meets them alike; what counts is processor time, the median of the turns after the first.
+``python benchmarks/latency.py [--only WORD] [--rounds N]``; the result is written beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from zooport.benchmarks.coverage import description_of, networks_to_run
+from zooport.export_core import formats, zoo
+from zooport.export_core.config import load_config
+from zooport.export_core.demo import ZOO
+from zooport.export_core.isolation import run_isolated
+
+HERE = "zooport.benchmarks.latency"  # as disposable processes import it
+RESULT = Path(__file__).parent / "latency.json"
+HEIGHT, WIDTH = 800, 1067
+THRESHOLDS = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.RETINANET.SCORE_THRESH_TEST")
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measure, print a table and write it down."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--only", default="", help="models whose name contains this")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--formats", nargs="+", default=formats.names(), choices=formats.names())
+    chosen = parser.parse_args()
+    fresh = {row["model"]: row for row in measured(chosen.only, chosen.formats, chosen.rounds)}
+    rows = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else []
+    known = {row["model"]: row for row in rows}
+    for model, row in fresh.items():
+        seconds = known.get(model, row)["seconds"] | row["seconds"]
+        known[model] = row | {"seconds": seconds}
+        RESULT.write_text(json.dumps(list(known.values()), indent=1) + "\n", encoding="utf-8")
+    print_table(list(known.values()))
+
+
+def measured(only: str, formats_: list[str], rounds: int) -> Iterator[Row]:
+    """Yield a row for each chosen model."""
+    official = {name: description_of(name) for name in sorted(networks_to_run(all_of_them=False))}
+    demo = {path.parent.name: f"demo: {path.parent.name}" for path in sorted(ZOO.glob("*/config.yaml"))}
+    for name, title in (official | demo).items():
+        if only not in name:
+            continue
+        with tempfile.TemporaryDirectory(prefix="zooport-latency-") as scratch:
+            log = Path(scratch, "log")
+            try:
+                seconds = run_isolated(
+                    f"{HERE}:measure", name, formats_, rounds, Path(scratch), timeout=None, log=log
+                )
+            except Exception:
+                print(log.read_text(encoding="utf-8", errors="replace"))
+                raise
+        print(title, {key: round(value, 4) for key, value in seconds.items()}, flush=True)
+        yield {"model": name, "architecture": title, "seconds": seconds}
+
+
+def measure(
+    name: str, formats_: list[str], rounds: int, scratch: Path, report: Callable[..., None]
+) -> dict[str, float]:
+    """Return the seconds of processor time for one image, "eager" and by format."""
+    from zooport.export_core.pipeline import eager_predictor
+
+    model, inputs = _demo_model(name) if (ZOO / name).exists() else _official_model(name)
+    eager = eager_predictor(model)
+    arrays = {key: value.numpy() for key, value in inputs.items()}
+    fields = sorted(eager(**arrays))
+    predictors = {"eager": eager}
+    for format_ in formats_:
+        folder = scratch / format_
+        folder.mkdir()
+        exporter = formats.get(format_)
+        exporter.export(model, inputs, fields, folder, {})
+        predictors[format_] = exporter.load(folder, fields, {})
+    turns: dict[str, list[float]] = {each: [] for each in predictors}
+    for _ in range(rounds + 1):
+        for each, predictor in predictors.items():
+            began = time.process_time()
+            predictor(**arrays)
+            turns[each].append(time.process_time() - began)
+    return {each: statistics.median(times[1:]) for each, times in turns.items()}
+
+
+def _official_model(name: str) -> tuple[Any, Mapping[str, Any]]:
+    from zooport.export_core.modeling.build import build_skeleton
+    from zooport.tests import official_zoo
+
+    path = zoo.find(name).config
+    plain = load_config(path)
+    config = load_config(path, {key: 0.0 for key in THRESHOLDS if plain.lookup(key, None) is not None})
+    model = build_skeleton(config)
+    weights = official_zoo.tame(name, official_zoo.weights_for(model, name, config))
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(False).eval(), official_zoo.inputs_of(name, HEIGHT, WIDTH)
+
+
+def _demo_model(name: str) -> tuple[Any, Mapping[str, Any]]:
+    import numpy as np
+    import torch
+
+    from zooport.export_core.evaluation.images import read_image, resize_shortest_edge
+    from zooport.export_core.pipeline import load_checkpoint
+    from zooport.export_core.sources import CheckpointSource
+
+    weights = next((ZOO / name).glob("model_final.*"))
+    config = load_config(ZOO / name / "config.yaml")
+    model, _, _ = load_checkpoint(CheckpointSource(name, ZOO / name / "config.yaml", weights), config)
+    picture = read_image(min((ZOO / "data" / "val").iterdir()), config.INPUT.FORMAT)
+    picture = resize_shortest_edge(picture, config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST)
+    image = np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32)
+    return model, {"image": torch.from_numpy(image)}
+
+
+def print_table(rows: list[Row]) -> None:
+    """Print seconds of eager PyTorch, and each format's share of them."""
+    names = [name for name in formats.names() if any(name in row["seconds"] for row in rows)]
+    print(f"\n{'architecture':40s} {'eager':>9s}" + "".join(f"{name:>20s}" for name in names))
+    for row in rows:
+        eager = row["seconds"]["eager"]
+        shares = [row["seconds"].get(name, float("nan")) / eager for name in names]
+        print(f"{row['architecture']:40s} {eager:8.4f}s" + "".join(f"{share:20.2f}" for share in shares))
+
+
+if __name__ == "__main__":
+    main()
