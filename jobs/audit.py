@@ -26,6 +26,7 @@ from zooport.export_core.artifacts import DESCRIPTION, GONE, OLD, STAGING, file_
 from zooport.export_core.places import Place, RemotePath
 from zooport.jobs.plan import LOGS
 from zooport.jobs.registry.records import Inventory, StoredArtifact
+from zooport.jobs.shards import PREDICTIONS_OF_BASELINE
 
 if TYPE_CHECKING:
     from zooport.jobs.registry.writer import Registry
@@ -161,6 +162,12 @@ class _Search:
                 seen.add(path)
                 if finding is not None:
                     yield finding
+            for path in _predictions(root.path):
+                if path not in seen:
+                    seen.add(path)
+                    problem = self._why_stale(path, path.relative_to(root.path / LOGS).parts[0])
+                    if problem:
+                        yield Finding(State.STAGING, path, problem=problem, bytes=_size(path))
 
     def _strangers(self, root: Place) -> list[str]:
         """Return runs of other registries that have written below this directory, by their logs."""
@@ -200,6 +207,12 @@ class _Search:
             return f"left by {run}, which is over"
         age = time.time() - _newest(path)
         return "unfinished, untouched for more than a day" if age > _ABANDONED else ""
+
+
+def _predictions(root: Place) -> Iterator[Path]:
+    """Yield folders with predictions of eager models below an output directory's logs, by run and model."""
+    if isinstance(root, Path):  # behind an address, evaluation is in one piece
+        yield from sorted((root / LOGS).glob(f"r-*/**/{PREDICTIONS_OF_BASELINE}"))
 
 
 def _identity(path: Place) -> _Identity | None:

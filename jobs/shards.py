@@ -25,6 +25,8 @@ Job = ExportJob | BaselineJob
 Result = ExportResult | BaselineResult
 
 _PREDICTIONS = ".shards"  # hidden: dropped when the artifact is published
+PREDICTIONS_OF_BASELINE = f".baseline-*{_PREDICTIONS}"
+"""Names of folders with an eager model's predictions, beside its log."""
 
 
 def cut(jobs: Iterable[Job]) -> Iterator[Job]:

@@ -223,6 +223,23 @@ def test_what_a_living_driver_works_on_is_left_alone(disk: Disk) -> None:
     assert set(disk.wrong().values()) == {"orphaned", "staging"}
 
 
+def test_predictions_that_a_dead_driver_left_are_removed(disk: Disk) -> None:
+    job = disk.begin("d", manifest="/zoo/other.yaml")[0]
+    busy, over = (
+        disk.out / ".logs" / run_of(each) / "d" / ".baseline-0123456789abcdef.shards"
+        for each in (job, disk.jobs[0])
+    )
+    for folder in (busy, over):
+        folder.mkdir(parents=True)
+        (folder / "1.json").write_text("[]")
+        (folder.parent / "baseline.log").write_text("said")
+    assert [each.path for each in find_leftovers(disk.registry)] == [over]
+    disk.ask("gc", "--yes")
+    assert not over.exists()
+    assert busy.exists()
+    assert (over.parent / "baseline.log").exists()
+
+
 def test_a_dead_drivers_run_is_closed_before_it_is_cleaned_up(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
