@@ -52,7 +52,7 @@ FAMILIES = {
 
 def main() -> None:
     """Run the networks, then write the result and the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--all", action="store_true", help="every network, not one of each architecture")
     parser.add_argument("--only", default="", help="networks whose name contains this")
     parser.add_argument("--formats", nargs="+", choices=formats.names(), default=formats.names())

@@ -162,11 +162,10 @@ class _Search:
                 seen.add(path)
                 if finding is not None:
                     yield finding
-            for path in _predictions(root.path):
+            for path, run in _predictions(root.path):
                 if path not in seen:
                     seen.add(path)
-                    problem = self._why_stale(path, path.relative_to(root.path / LOGS).parts[0])
-                    if problem:
+                    if problem := self._why_stale(path, run):
                         yield Finding(State.STAGING, path, problem=problem, bytes=_size(path))
 
     def _strangers(self, root: Place) -> list[str]:
@@ -209,10 +208,11 @@ class _Search:
         return "unfinished, untouched for more than a day" if age > _ABANDONED else ""
 
 
-def _predictions(root: Place) -> Iterator[Path]:
-    """Yield folders with predictions of eager models below an output directory's logs, by run and model."""
+def _predictions(root: Place) -> Iterator[tuple[Path, str]]:
+    """Yield folders with predictions of eager models below an output directory's logs, each with its run."""
     if isinstance(root, Path):  # behind an address, evaluation is in one piece
-        yield from sorted((root / LOGS).glob(f"r-*/**/{PREDICTIONS_OF_BASELINE}"))
+        for path in sorted((root / LOGS).glob(f"r-*/**/{PREDICTIONS_OF_BASELINE}")):
+            yield path, path.relative_to(root / LOGS).parts[0]
 
 
 def _identity(path: Place) -> _Identity | None:

@@ -82,9 +82,11 @@ class Book:
 
     def failed_for_now(self, job: Job, result: Result) -> None:
         """Record an attempt that failed and is followed by another one; nothing is judged."""
+        if not opens_attempt(job):
+            return  # a shard of something that goes on
         if isinstance(result, BaselineResult):
             self._registry.record_baseline(result, log=job.log, again=True)
-        elif opens_attempt(job):
+        else:
             self._registry.finish_attempt(result.id, result, again=True)
 
     def wants_news(self) -> bool:

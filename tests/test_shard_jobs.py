@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,9 @@ def test_a_crash_costs_one_shard(bench: Bench, seven: DatasetSource) -> None:
         {"once-2 artifact shard 2": 1, "once-2 baseline shard 2": 1}
     )
     assert sorted(bench.notes.retried) == [("once-2", "worker.crashed", "try 2 of 2")] * 2
+    with closing(sqlite3.connect(bench.folder / "registry.db")) as registry:
+        tries = registry.execute("SELECT status FROM baseline_attempts").fetchall()
+    assert tries == [("succeeded",)]
 
 
 def test_a_lost_worker_costs_one_shard(
