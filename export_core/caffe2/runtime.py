@@ -1,0 +1,285 @@
+"""The real Caffe2 runtime as a child process: nets and arrays go through a socket, last words are kept.
+
+The child never shares a process with the torch that zooport itself uses: its interpreter is that of the
+environment which ``zooport runtime install caffe2`` makes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zooport.export_core.caffe2 import runtime_child
+from zooport.export_core.caffe2.net_files import Nets
+from zooport.export_core.caffe2.runtime_environment import runtime_python
+from zooport.export_core.diagnosis import diagnose_exit, out_of_memory_kills, tail
+from zooport.export_core.failures import Failure
+
+START_TIMEOUT = 180.0  # seconds; a cold disk has to read 200 MB of libraries
+CALL_TIMEOUT = 600.0  # seconds for one call
+_END_TIMEOUT = 10.0  # seconds for a killed process to be gone
+_BUFFER = 4 << 20  # bytes of the socket, as far as the system allows
+_WORDS_AT_MOST = 400
+_OPERATOR = re.compile(r'type: "(\w+)"')
+_UNKNOWN = re.compile(r"Cannot (?:create|find) operator(?: of type '| schema for )(\w+)")
+
+
+class RealRuntime:
+    """The runtime in a process of its own; an executor.
+
+    Args:
+        python: the interpreter of the runtime's environment; None takes the installed one.
+        threads: compute threads.
+        timeout: seconds that one call may take; afterwards the process is killed.
+        log: what the process prints; None keeps it in a file that goes with it.
+
+    Raises:
+        Failure: ``dependency.missing`` where no runtime is installed, ``worker.crashed`` with its last words
+            if it does not start.
+    """
+
+    name = "caffe2"
+
+    def __init__(
+        self,
+        python: Path | None = None,
+        threads: int = 1,
+        timeout: float = CALL_TIMEOUT,
+        log: Path | None = None,
+    ) -> None:
+        self._python = python or runtime_python()
+        self._timeout = timeout
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        if log is None:
+            self._directory = tempfile.TemporaryDirectory(prefix="zooport-caffe2-")
+            log = Path(self._directory.name) / "runtime.log"
+        self.log = log
+        self._numbers = itertools.count()
+        self._kills = out_of_memory_kills()
+        self._connection, self._process = self._start(threads)
+        self._answer(time.monotonic() + START_TIMEOUT)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def operators(self) -> tuple[str, ...]:
+        """Return the names of all operators that the runtime has."""
+        value, _ = self._call({"call": "operators"})
+        return tuple(value)
+
+    def load(self, nets: Nets) -> RuntimeNets:
+        """Make the parameters and create the predict net.
+
+        Raises:
+            Failure: ``unsupported.operator`` naming an operator that the runtime lacks,
+                ``artifact.unloadable`` for what else it refuses, ``worker.crashed``, ``resource.timeout``.
+        """
+        key = f"net{next(self._numbers)}"
+        parts = {"predict": nets.predict, "init": nets.init}
+        arrays = {name: np.frombuffer(net.SerializeToString(), np.uint8) for name, net in parts.items()}
+        self._call({"call": "load", "net": key}, arrays)
+        return RuntimeNets(self, key, nets)
+
+    def run(
+        self, key: str, inputs: Mapping[str, NDArray[Any]], fetch: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Run the net of this key; :meth:`RuntimeNets.run` is the way to call it."""
+        _, arrays = self._call({"call": "run", "net": key, "fetch": list(fetch)}, inputs)
+        return arrays
+
+    def drop(self, key: str) -> None:
+        """Forget a net."""
+        self._call({"call": "drop", "net": key})
+
+    def close(self) -> None:
+        """End the process; closing twice does no harm."""
+        self._connection.close()
+        if self._process.poll() is None:
+            self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_TIMEOUT)
+        if self._directory is not None:
+            self._directory.cleanup()
+
+    def _start(self, threads: int) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        # -I: neither PYTHONPATH nor the script's folder; what is importable is the environment's.
+        command = [str(self._python), "-I", runtime_child.__file__, str(theirs.fileno())]
+        with theirs, self.log.open("ab") as log:
+            try:
+                process = subprocess.Popen(  # noqa: S603 - the interpreter of our own environment
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=os.environ | variables,
+                    pass_fds=(theirs.fileno(),),
+                )
+            except OSError as error:
+                ours.close()
+                raise Failure(
+                    "dependency.missing",
+                    f"the Caffe2 runtime's interpreter {self._python} cannot be started: {error.strerror}",
+                    hint="zooport runtime install caffe2",
+                ) from error
+        return ours, process
+
+    def _call(
+        self, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None = None
+    ) -> tuple[Any, dict[str, NDArray[Any]]]:
+        deadline = time.monotonic() + self._timeout
+        whole = {name: np.asarray(array, order="C") for name, array in (arrays or {}).items()}
+        encoded = json.dumps({**header, "arrays": runtime_child.describe(whole)}).encode()
+        try:
+            self._send(runtime_child.LENGTH.pack(len(encoded)) + encoded, deadline)
+            for array in whole.values():
+                self._send(array.reshape(-1).view(np.uint8).data, deadline)
+        except TimeoutError:
+            raise self._late() from None
+        except OSError as error:
+            raise self._dead() from error
+        return self._answer(deadline)
+
+    def _answer(self, deadline: float) -> tuple[Any, dict[str, NDArray[Any]]]:
+        try:
+            (size,) = runtime_child.LENGTH.unpack(self._read(runtime_child.LENGTH.size, deadline))
+            header = json.loads(self._read(size, deadline))
+            arrays = {}
+            for one in header["arrays"]:
+                array = np.empty(one["shape"], one["dtype"])
+                self._read_into(array.reshape(-1).view(np.uint8).data, deadline)
+                arrays[one["name"]] = array
+        except TimeoutError:
+            raise self._late() from None
+        except (OSError, EOFError) as error:
+            raise self._dead() from error
+        if not header["ok"]:
+            raise _refusal(header["error"], tail(self.log))
+        return header["value"], arrays
+
+    def _send(self, data: bytes | memoryview, deadline: float) -> None:
+        self._connection.settimeout(_left(deadline))
+        self._connection.sendall(data)
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        buffer = bytearray(size)
+        self._read_into(memoryview(buffer), deadline)
+        return bytes(buffer)
+
+    def _read_into(self, view: memoryview, deadline: float) -> None:
+        while view:
+            self._connection.settimeout(_left(deadline))
+            count = self._connection.recv_into(view)
+            if not count:
+                raise EOFError
+            view = view[count:]
+
+    def _late(self) -> Failure:
+        details = {"log_tail": tail(self.log)}
+        self.close()
+        message = f"the Caffe2 runtime gave no answer in {self._timeout:.0f} s and was stopped"
+        return Failure("resource.timeout", message, details=details)
+
+    def _dead(self) -> Failure:
+        """Return why the process ended, with its last words."""
+        if self._process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_TIMEOUT)
+        if self._process.returncode is None:
+            self._process.kill()
+            self._process.wait(_END_TIMEOUT)
+        code = self._process.returncode
+        status = -code if code < 0 else code << 8  # as waitpid would say
+        starved = out_of_memory_kills() > self._kills
+        failure = diagnose_exit(status, None, self.log, starved=starved)
+        words = failure.details.get("log_tail") or []
+        said = words[-1] if words else "no last words"
+        message = f"Caffe2 runtime: {failure.message}; it said: {said}"
+        hint = failure.hint if self._directory is None else ""  # its own log goes with it
+        self.close()
+        return Failure(failure.code, message, hint=hint, details=failure.details)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class RuntimeNets:
+    """Nets that the real runtime holds."""
+
+    def __init__(self, runtime: RealRuntime, key: str, nets: Nets) -> None:
+        self._runtime = runtime
+        self._key = key
+        self._nets = nets
+
+    def run(
+        self, inputs: Mapping[str, NDArray[Any]], fetch: Sequence[str] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Run the predict net once; see :class:`~zooport.export_core.caffe2.executors.LoadedNets`.
+
+        Raises:
+            Failure: ``artifact.unloadable``, ``worker.crashed`` with the process's last words,
+                ``resource.timeout``.
+        """
+        wanted = self._nets.outputs if fetch is None else tuple(fetch)
+        check_inputs(self._nets, inputs)
+        return self._runtime.run(self._key, inputs, wanted)
+
+    def drop(self) -> None:
+        """Forget the nets and their blobs."""
+        self._runtime.drop(self._key)
+
+
+def check_inputs(nets: Nets, inputs: Mapping[str, NDArray[Any]]) -> None:
+    """Raise ``artifact.unloadable`` for an input that the nets take and the caller does not give."""
+    for name in nets.inputs:
+        if name not in inputs:
+            raise Failure("artifact.unloadable", f"the net's input {name!r} was not given")
+
+
+def _left(deadline: float) -> float:
+    """Seconds until then; TimeoutError when there are none, as 0 would mean no waiting at all."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _refusal(error: str, log_tail: list[str]) -> Failure:
+    """From what Caffe2 raised to a typed failure that names the operator."""
+    words = " ".join(error.split())
+    unknown = _UNKNOWN.search(words)
+    if unknown:
+        message = f"the Caffe2 runtime has no operator {unknown[1]}"
+        return Failure("unsupported.operator", message, details={"operator": unknown[1]})
+    operator = _OPERATOR.search(words)
+    reason = words.partition("Error from operator:")[0].strip()[:_WORDS_AT_MOST]
+    who = f"{operator[1]}: " if operator else ""
+    return Failure(
+        "artifact.unloadable",
+        f"the Caffe2 runtime refuses the net: {who}{reason}",
+        details={"operator": operator[1] if operator else "", "log_tail": log_tail},
+    )
