@@ -128,4 +128,4 @@ def floats_of(argument: Any) -> NDArray[np.float32]:
     alone = Argument()
     alone.floats.MergeFrom(argument.floats)
     records = np.frombuffer(alone.SerializeToString(), _RECORD)
-    return np.ascontiguousarray(records["value"], np.float32)
+    return np.array(records["value"], np.float32)  # a copy without gaps, and writable

@@ -46,3 +46,30 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Give back what the executor holds; its nets cannot be run any more."""
+
+
+def choose_executor(name: str | None = None) -> Executor:
+    """Return a fresh executor.
+
+    Args:
+        name: ``caffe2`` for the real runtime, ``reference`` for the one on torch; None takes the real one
+            where it is installed and the other elsewhere.
+
+    Raises:
+        Failure: ``dependency.missing`` if the real runtime is asked for and not installed.
+        ValueError: another name.
+    """
+    from zooport.export_core.caffe2.runtime_environment import defect, installed_runtime
+
+    if name is None:
+        installed = installed_runtime()
+        name = "caffe2" if installed is not None and not defect(installed) else "reference"
+    if name == "caffe2":
+        from zooport.export_core.caffe2.runtime import RealRuntime
+
+        return RealRuntime()
+    if name == "reference":
+        from zooport.export_core.caffe2.reference.executor import ReferenceExecutor
+
+        return ReferenceExecutor()
+    raise ValueError(f"there is no executor {name!r}; there are caffe2 and reference")

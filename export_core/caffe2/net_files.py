@@ -129,6 +129,13 @@ def _run_through(net: Any, present: set[str], source: str) -> set[str]:
     return present
 
 
+def check_inputs(nets: Nets, inputs: Mapping[str, NDArray[Any]]) -> None:
+    """Raise ``artifact.unloadable`` for an input that the nets take and the caller does not give."""
+    for name in nets.inputs:
+        if name not in inputs:
+            raise Failure("artifact.unloadable", f"the net's input {name!r} was not given")
+
+
 def write_nets(directory: Path, predict: Any, parameters: Mapping[str, NDArray[Any]]) -> None:
     """Write ``model.pb``, ``model_init.pb`` and ``model.pbtxt``; equal nets give equal bytes.
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zooport.export_core.caffe2 import runtime_child
-from zooport.export_core.caffe2.net_files import Nets
+from zooport.export_core.caffe2.net_files import Nets, check_inputs
 from zooport.export_core.caffe2.runtime_environment import runtime_python
 from zooport.export_core.diagnosis import diagnose_exit, out_of_memory_kills, tail
 from zooport.export_core.failures import Failure
@@ -34,6 +34,9 @@ CALL_TIMEOUT = 600.0  # seconds for one call
 _END_TIMEOUT = 10.0  # seconds for a killed process to be gone
 _BUFFER = 4 << 20  # bytes of the socket, as far as the system allows
 _WORDS_AT_MOST = 400
+_TELLING = re.compile(
+    r"what\(\)|^\w*(?:Error|Exception)\b|Fatal Python error|enforce fail|Killed|cannot open shared"
+)
 _OPERATOR = re.compile(r'type: "(\w+)"')
 _UNKNOWN = re.compile(r"Cannot (?:create|find) operator(?: of type '| schema for )(\w+)")
 
@@ -69,6 +72,7 @@ class RealRuntime:
             log = Path(self._directory.name) / "runtime.log"
         self.log = log
         self._numbers = itertools.count()
+        self._end: Failure | None = None  # why it cannot be called any more
         self._kills = out_of_memory_kills()
         self._connection, self._process = self._start(threads)
         self._answer(time.monotonic() + START_TIMEOUT)
@@ -146,6 +150,8 @@ class RealRuntime:
     def _call(
         self, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None = None
     ) -> tuple[Any, dict[str, NDArray[Any]]]:
+        if self._end is not None:
+            raise self._end
         deadline = time.monotonic() + self._timeout
         whole = {name: np.asarray(array, order="C") for name, array in (arrays or {}).items()}
         encoded = json.dumps({**header, "arrays": runtime_child.describe(whole)}).encode()
@@ -197,7 +203,8 @@ class RealRuntime:
         details = {"log_tail": tail(self.log)}
         self.close()
         message = f"the Caffe2 runtime gave no answer in {self._timeout:.0f} s and was stopped"
-        return Failure("resource.timeout", message, details=details)
+        self._end = Failure("resource.timeout", message, details=details)
+        return self._end
 
     def _dead(self) -> Failure:
         """Return why the process ended, with its last words."""
@@ -211,12 +218,11 @@ class RealRuntime:
         status = -code if code < 0 else code << 8  # as waitpid would say
         starved = out_of_memory_kills() > self._kills
         failure = diagnose_exit(status, None, self.log, starved=starved)
-        words = failure.details.get("log_tail") or []
-        said = words[-1] if words else "no last words"
-        message = f"Caffe2 runtime: {failure.message}; it said: {said}"
+        message = f"Caffe2 runtime: {failure.message}; {_last_words(tail(self.log, lines=60))}"
         hint = failure.hint if self._directory is None else ""  # its own log goes with it
         self.close()
-        return Failure(failure.code, message, hint=hint, details=failure.details)
+        self._end = Failure(failure.code, message, hint=hint, details=failure.details)
+        return self._end
 
     def __enter__(self) -> Self:
         return self
@@ -253,11 +259,11 @@ class RuntimeNets:
         self._runtime.drop(self._key)
 
 
-def check_inputs(nets: Nets, inputs: Mapping[str, NDArray[Any]]) -> None:
-    """Raise ``artifact.unloadable`` for an input that the nets take and the caller does not give."""
-    for name in nets.inputs:
-        if name not in inputs:
-            raise Failure("artifact.unloadable", f"the net's input {name!r} was not given")
+def _last_words(lines: list[str]) -> str:
+    """Return what a log says of the end: the words of an exception rather than the stack below them."""
+    telling = [line.strip() for line in lines if _TELLING.search(line)]
+    said = telling[-1] if telling else (lines[-1].strip() if lines else "")
+    return f"it said: {said}" if said else "it said nothing"
 
 
 def _left(deadline: float) -> float:
