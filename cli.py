@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zooport import __version__
+from zooport.cli_runtime import runtime
 from zooport.export_core.failures import Failure
 from zooport.jobs import limits, memory
 from zooport.jobs.exit_codes import FAILED, USAGE, exit_code
@@ -108,6 +109,7 @@ db = typer.Typer(help="Look after the registry's schema.")
 app.add_typer(db, name="db")
 zoo = typer.Typer(help="The official detectron2 zoo: what is in it and what converts to what.")
 app.add_typer(zoo, name="zoo")
+app.add_typer(runtime, name="runtime")
 
 
 def _deadlines(text: str | None) -> Deadlines:

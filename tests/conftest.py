@@ -12,11 +12,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from zooport.export_core import demo
+from zooport.export_core.failures import Failure
 from zooport.tests.postgres_server import Server, find_programs, make_template, running
+
+if TYPE_CHECKING:
+    from zooport.export_core.caffe2.runtime import RealRuntime
 
 ROOT = Path(__file__).resolve().parents[1]
 RunZooport = Callable[..., subprocess.CompletedProcess[str]]
@@ -148,6 +153,28 @@ def stay_joined(one_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
         yield workers or 4
 
     monkeypatch.setattr("zooport.jobs.runner.joined", joined)
+
+
+@pytest.fixture(scope="session")
+def caffe2_python() -> Path:
+    """The interpreter of the real Caffe2 runtime, installed into the cache if it is not there yet."""
+    from zooport.export_core.caffe2.interpreters import find_interpreter
+    from zooport.export_core.caffe2.runtime_environment import install_runtime
+
+    try:
+        find_interpreter()
+    except Failure as failure:
+        pytest.skip(f"no Caffe2 runtime: {failure.message}")
+    return install_runtime().interpreter
+
+
+@pytest.fixture(scope="session")
+def caffe2_runtime(caffe2_python: Path) -> Iterator[RealRuntime]:
+    """A process of the real Caffe2 runtime."""
+    from zooport.export_core.caffe2.runtime import RealRuntime
+
+    with RealRuntime(caffe2_python) as runtime:
+        yield runtime
 
 
 @pytest.fixture

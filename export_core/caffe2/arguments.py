@@ -109,7 +109,7 @@ def make_fill(name: str, array: NDArray[Any]) -> Any:
     made.arg.add(name="shape").ints.extend(array.shape)
     values = made.arg.add(name="values")
     if kind:
-        values.ints.extend(array.reshape(-1).tolist())
+        values.ints.extend(array.reshape(-1).astype(np.int64).tolist())
     else:
         add_floats(values, array)
     return made

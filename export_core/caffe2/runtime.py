@@ -34,9 +34,14 @@ CALL_TIMEOUT = 600.0  # seconds for one call
 _END_TIMEOUT = 10.0  # seconds for a killed process to be gone
 _BUFFER = 4 << 20  # bytes of the socket, as far as the system allows
 _WORDS_AT_MOST = 400
-_TELLING = re.compile(
-    r"what\(\)|^\w*(?:Error|Exception)\b|Fatal Python error|enforce fail|Killed|cannot open shared"
+# From the most to the least telling; a stack trace of dozens of frames follows the first.
+_TELLING = (
+    re.compile(r"what\(\)|enforce fail"),
+    re.compile(r"^\w*(?:Error|Exception)\b|cannot open shared object"),
+    re.compile(r"Fatal Python error"),
 )
+_NOISE = "init_intrinsics_check"  # that the processor could do more
+_LOG_END = 64 << 10  # bytes of the log that are searched
 _OPERATOR = re.compile(r'type: "(\w+)"')
 _UNKNOWN = re.compile(r"Cannot (?:create|find) operator(?: of type '| schema for )(\w+)")
 
@@ -218,7 +223,7 @@ class RealRuntime:
         status = -code if code < 0 else code << 8  # as waitpid would say
         starved = out_of_memory_kills() > self._kills
         failure = diagnose_exit(status, None, self.log, starved=starved)
-        message = f"Caffe2 runtime: {failure.message}; {_last_words(tail(self.log, lines=60))}"
+        message = f"Caffe2 runtime: {failure.message}; {_last_words(self.log)}"
         hint = failure.hint if self._directory is None else ""  # its own log goes with it
         self.close()
         self._end = Failure(failure.code, message, hint=hint, details=failure.details)
@@ -259,11 +264,21 @@ class RuntimeNets:
         self._runtime.drop(self._key)
 
 
-def _last_words(lines: list[str]) -> str:
+def _last_words(log: Path) -> str:
     """Return what a log says of the end: the words of an exception rather than the stack below them."""
-    telling = [line.strip() for line in lines if _TELLING.search(line)]
-    said = telling[-1] if telling else (lines[-1].strip() if lines else "")
-    return f"it said: {said}" if said else "it said nothing"
+    lines = [line.strip() for line in tail(log, 1000, _LOG_END) if line.strip() and _NOISE not in line]
+    for telling in _TELLING:
+        found = [line for line in lines if telling.search(line)]
+        if found:
+            return f"it said: {_brief(found[-1])}"
+    return f"it said: {_brief(lines[-1])}" if lines else "it said nothing"
+
+
+def _brief(words: str) -> str:
+    """Return an error of Caffe2 without its stack and the text of the operator."""
+    for end in ("Error from operator:", "frame #"):
+        words = words.partition(end)[0]
+    return words.strip().removesuffix("(").strip()[:_WORDS_AT_MOST]
 
 
 def _left(deadline: float) -> float:
@@ -282,10 +297,9 @@ def _refusal(error: str, log_tail: list[str]) -> Failure:
         message = f"the Caffe2 runtime has no operator {unknown[1]}"
         return Failure("unsupported.operator", message, details={"operator": unknown[1]})
     operator = _OPERATOR.search(words)
-    reason = words.partition("Error from operator:")[0].strip()[:_WORDS_AT_MOST]
     who = f"{operator[1]}: " if operator else ""
     return Failure(
         "artifact.unloadable",
-        f"the Caffe2 runtime refuses the net: {who}{reason}",
+        f"the Caffe2 runtime refuses the net: {who}{_brief(words)}",
         details={"operator": operator[1] if operator else "", "log_tail": log_tail},
     )
