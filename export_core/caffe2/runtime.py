@@ -14,6 +14,7 @@ import re
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,6 +79,7 @@ class RealRuntime:
         self.log = log
         self._numbers = itertools.count()
         self._end: Failure | None = None  # why it cannot be called any more
+        self._lock = threading.Lock()  # one call at a time
         self._kills = out_of_memory_kills()
         self._connection, self._process = self._start(threads)
         self._answer(time.monotonic() + START_TIMEOUT)
@@ -155,10 +157,16 @@ class RealRuntime:
     def _call(
         self, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None = None
     ) -> tuple[Any, dict[str, NDArray[Any]]]:
-        if self._end is not None:
-            raise self._end
+        with self._lock:
+            if self._end is not None:
+                raise self._end
+            return self._exchange(header, arrays or {})
+
+    def _exchange(
+        self, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+    ) -> tuple[Any, dict[str, NDArray[Any]]]:
         deadline = time.monotonic() + self._timeout
-        whole = {name: np.asarray(array, order="C") for name, array in (arrays or {}).items()}
+        whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         encoded = json.dumps({**header, "arrays": runtime_child.describe(whole)}).encode()
         try:
             self._send(runtime_child.LENGTH.pack(len(encoded)) + encoded, deadline)

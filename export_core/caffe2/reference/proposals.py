@@ -100,5 +100,6 @@ def _levels(call: Call, boxes: Tensor) -> Tensor:
     area = box_math.areas(boxes, call.integer("legacy_plus_one", 1))
     refuse_unless(bool((area >= 0).all()), "a box of negative area")
     relative = area.sqrt() / float(call.integer("roi_canonical_scale", 224)) + 1e-6
-    exponent = relative.log() / torch.tensor(math.log(2.0), dtype=torch.float32)
+    # By way of float64, as the last digit of a float32 logarithm differs between processors.
+    exponent = relative.double().log().float() / torch.tensor(math.log(2.0), dtype=torch.float32)
     return (exponent + float(call.integer("roi_canonical_level", 4))).floor()
