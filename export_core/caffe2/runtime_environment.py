@@ -143,7 +143,7 @@ def _install(interpreter: Interpreter, directory: Path, report: Report) -> Insta
             _run([interpreter.path, "-I", "-m", "venv", environment], report)
             pip: Sequence[str | Path] = [python, "-I", "-m", "pip", "install", "--disable-pip-version-check"]
         elif uv := shutil.which("uv"):
-            _run([uv, "venv", "--python", interpreter.path, environment], report)
+            _run([uv, "venv", "--no-project", "--python", interpreter.path, environment], report)
             pip = [uv, "pip", "install", "--python", python]
         else:
             message = f"{interpreter.path} can make no environment: it has no venv and ensurepip"
