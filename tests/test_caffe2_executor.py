@@ -26,6 +26,7 @@ DATA = Path(__file__).resolve().parent / "data" / "caffe2"
 FASTER = DATA / "faster_rcnn_fpn"
 IMAGES = 3
 TOLERANCE = 1e-4
+ROUNDING = 5e-7  # four units in the last place, for another processor's order of sums
 CASES = [*plain_cases().by_kind(), *detection_cases().by_kind()]
 
 
@@ -45,7 +46,7 @@ def check_recorded(executor: Executor) -> None:
         assert list(found) == ["bbox_nms", "score_nms", "class_nms"]
         assert len(found["bbox_nms"]) > 5
         for name, array in expected.items():
-            np.testing.assert_allclose(found[name], array, rtol=0, atol=TOLERANCE, err_msg=name)
+            np.testing.assert_allclose(found[name], array, rtol=ROUNDING, atol=TOLERANCE, err_msg=name)
 
 
 def test_reference_reproduces_the_recorded_outputs_of_detectron2s_net() -> None:
