@@ -37,12 +37,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--formats", nargs="+", default=formats.names(), choices=formats.names())
     chosen = parser.parse_args()
-    fresh = {row["model"]: row for row in measured(chosen.only, chosen.formats, chosen.rounds)}
     rows = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else []
     known = {row["model"]: row for row in rows}
-    for model, row in fresh.items():
-        seconds = known.get(model, row)["seconds"] | row["seconds"]
-        known[model] = row | {"seconds": seconds}
+    for row in measured(chosen.only, chosen.formats, chosen.rounds):
+        known[row["model"]] = row
         RESULT.write_text(json.dumps(list(known.values()), indent=1) + "\n", encoding="utf-8")
     print_table(list(known.values()))
 
