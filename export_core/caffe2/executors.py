@@ -48,6 +48,14 @@ class Executor(Protocol):
         """Give back what the executor holds; its nets cannot be run any more."""
 
 
+def default_executor() -> str:
+    """Return ``caffe2`` where the real runtime is installed, ``reference`` elsewhere."""
+    from zooport.export_core.caffe2.runtime_environment import defect, installed_runtime
+
+    installed = installed_runtime()
+    return "caffe2" if installed is not None and not defect(installed) else "reference"
+
+
 def choose_executor(name: str | None = None) -> Executor:
     """Return a fresh executor.
 
@@ -59,11 +67,7 @@ def choose_executor(name: str | None = None) -> Executor:
         Failure: ``dependency.missing`` if the real runtime is asked for and not installed.
         ValueError: another name.
     """
-    from zooport.export_core.caffe2.runtime_environment import defect, installed_runtime
-
-    if name is None:
-        installed = installed_runtime()
-        name = "caffe2" if installed is not None and not defect(installed) else "reference"
+    name = name or default_executor()
     if name == "caffe2":
         from zooport.export_core.caffe2.runtime import RealRuntime
 

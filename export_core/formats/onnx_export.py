@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zooport.export_core.diagnosis import diagnose, one_line
+from zooport.export_core.diagnosis import one_line
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats import onnx_file
 from zooport.export_core.formats.base import AnyPredictor, Array, Entry, Format, FormatInfo, Tolerance
+from zooport.export_core.formats.converter_errors import conversion_failure
 from zooport.export_core.formats.onnx_batch import IMAGE_INDEX, over_images
 from zooport.export_core.formats.onnx_half import to_half
 from zooport.export_core.formats.onnx_operators import (
@@ -41,7 +41,6 @@ HALF_TOLERANCE = Tolerance(pixels=1.0, score=0.02, mask=0.1, relative=0.05, unma
 
 ROWS = ("N", "P")  # names of lengths in outputs.FIELDS: things found
 DYNAMIC = ("height", "width", *ROWS)  # those that differ from image to image
-_OPERATOR = re.compile(r"operator '?(?P<name>[\w:]+)'?")
 
 
 FRAME = "pixels of the original image: x to the right, y down, (0, 0) at the corner of the first pixel"
@@ -315,7 +314,7 @@ def _convert(
                 },
             )
         except Exception as error:
-            raise _conversion_failure(error) from error
+            raise conversion_failure(error, "ONNX") from error
     return outputs
 
 
@@ -338,32 +337,6 @@ def _lengths(values: Mapping[str, Tensor]) -> dict[str, list[int | str]]:
         else:
             lengths[name] = [f"{name}_{axis}" for axis in range(value.dim())]
     return lengths
-
-
-def _conversion_failure(error: Exception) -> Failure:
-    """Return what an exception of torch's converter amounts to."""
-    import torch
-
-    known = diagnose(error, Stage.EXPORT)
-    if known.code != "export.failed" or isinstance(error, Failure):
-        return known
-    unsupported = torch.onnx.errors.UnsupportedOperatorError, torch.onnx.OnnxExporterError
-    found = _OPERATOR.search(str(error)) if isinstance(error, unsupported) else None
-    if found is None:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        return Failure(
-            "export.failed",
-            f"torch.onnx.export: {type(error).__name__}: {first[:200]}",
-            stage=Stage.EXPORT,
-            hint="the log holds the stack trace",
-        )
-    return Failure(
-        "unsupported.operator",
-        f"{found['name']} has no counterpart in ONNX",
-        stage=Stage.EXPORT,
-        hint="write the module with other operators of torch",
-        details={"operator": found["name"]},
-    )
 
 
 def _flat_module(

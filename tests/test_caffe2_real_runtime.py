@@ -1,0 +1,102 @@
+"""Exported nets say on Caffe2 itself what the eager model says, image by image and in AP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from zooport.export_core import formats
+from zooport.export_core.caffe2.net_files import read_nets
+from zooport.export_core.caffe2.reference.executor import ReferenceExecutor
+from zooport.export_core.caffe2.runtime import RealRuntime
+from zooport.export_core.checkpoints import read_weights
+from zooport.export_core.config import load_config
+from zooport.export_core.evaluation.images import read_image, resize_shortest_edge
+from zooport.export_core.formats.caffe2_results import Caffe2Predictor, padded
+from zooport.export_core.modeling.build import load_model
+from zooport.export_core.samples import Sample
+from zooport.export_core.verification import compare_outputs
+from zooport.tests.artifact_processes import arrays
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.alone,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
+
+MODELS = [
+    "cascade_mask_rcnn_fpn",
+    "faster_rcnn_c4",
+    "faster_rcnn_fpn",
+    "keypoint_rcnn_fpn",
+    "mask_rcnn_fpn",
+    "panoptic_fpn",
+    "retinanet_fpn",
+]
+PICTURES = 4
+
+
+@pytest.fixture(scope="module")
+def exported(demo_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """From the name of a demo model to the model, its config and the directory of its nets."""
+    done: dict[str, Any] = {}
+
+    def export(name: str) -> Any:
+        if name not in done:
+            config = load_config(demo_zoo / name / "config.yaml")
+            (weights,) = (demo_zoo / name).glob("model_final.*")
+            model = load_model(config, read_weights(weights), name)
+            exporter, directory = formats.get("caffe2"), tmp_path_factory.mktemp(name)
+            exporter.requires(config, {})
+            exporter.export(model, {"image": torch.zeros(3, 64, 64)}, [], directory, {})
+            done[name] = model, config, directory
+        return done[name]
+
+    return export
+
+
+def pictures(folder: Path, config: Any) -> list[np.ndarray[Any, Any]]:
+    found = []
+    for path in sorted((folder / "data" / "val").iterdir())[:PICTURES]:
+        picture = read_image(path, config.INPUT.FORMAT)
+        picture = resize_shortest_edge(picture, config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST)
+        found.append(np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32))
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_trained_models_are_the_same_on_caffe2(
+    name: str, exported: Any, demo_zoo: Path, caffe2_runtime: RealRuntime
+) -> None:
+    model, config, directory = exported(name)
+    nets = read_nets(directory)
+    loaded = caffe2_runtime.load(nets)
+    compared = 0
+    for image in [*pictures(demo_zoo, config), np.full((3, 64, 64), 114.0, np.float32)]:
+        with torch.no_grad():
+            wanted = arrays(model([{"image": torch.from_numpy(image)}])[0])
+        found = Caffe2Predictor(loaded, nets.predict, sorted(wanted))(image)
+        compare_outputs(
+            Sample("a picture", {"image": image}, wanted), found, formats.get("caffe2").tolerance({})
+        )
+        compared += len(wanted["scores"])
+    assert compared > PICTURES
+    loaded.drop()
+
+
+def test_both_executors_agree_on_a_net(exported: Any, demo_zoo: Path, caffe2_runtime: RealRuntime) -> None:
+    _, config, directory = exported("panoptic_fpn")
+    nets = read_nets(directory)
+    real, reference = caffe2_runtime.load(nets), ReferenceExecutor().load(nets)
+    for image in pictures(demo_zoo, config)[:2]:
+        _, height, width = image.shape
+        inputs = {"data": padded(image, 32), "im_info": np.array([[height, width, 1.0]], np.float32)}
+        wanted, found = real.run(inputs), reference.run(inputs)
+        for name in nets.outputs:
+            np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-4, err_msg=name)
+    real.drop()
