@@ -536,6 +536,12 @@ def export(
     run_eval: Annotated[
         bool, typer.Option("--run-eval", help="Evaluate the eager and the exported model.")
     ] = False,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|YAML", help="For --run-eval: coco_2017_val and the like, or a manifest's keys."
+        ),
+    ] = None,
     annotations: Annotated[Path | None, typer.Option(help="COCO annotations, for --run-eval.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of their images, for --run-eval.")] = None,
     limit: Annotated[
@@ -594,6 +600,7 @@ def export(
         panoptic_masks=panoptic_masks,
         semantic_masks=semantic_masks,
         tolerance=tuple(tolerance or ()),
+        dataset=dataset,
     )
     return export_one(order, result)
 

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from zooport.export_core.diagnosis import disk_failure, one_line
 from zooport.export_core.failures import Failure, FailureRecord, Stage
-from zooport.export_core.sources import CheckpointSource
+from zooport.export_core.sources import DATASET_PATHS, CheckpointSource
 from zooport.jobs.values import BaselineJob, ExportJob
 
 Job = ExportJob | BaselineJob
@@ -28,7 +28,6 @@ Piece = list[tuple[str, int, bytes]]
 
 _PIECE = 32 << 20  # bytes of an object
 _KEPT = 4 << 30  # bytes of pieces that stay in the object store for the next job that needs them
-_DATASET_PATHS = ("annotations", "images", "panoptic", "panoptic_masks", "semantic_masks")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def units_of(job: Job) -> Iterator[tuple[Path, ...]]:
         if source is not None:
             yield (source,)
     if job.dataset is not None:
-        for field in _DATASET_PATHS:
+        for field in DATASET_PATHS:
             path = getattr(job.dataset, field)
             if path is not None:
                 yield (path,)
@@ -241,7 +240,7 @@ def _moved(job: Job, moved: Mapping[Path, Path]) -> Job:
     changes: dict[str, Any] = {"checkpoint": checkpoint}
     if job.dataset is not None:
         paths: dict[str, Any] = {
-            field: moved[path] for field in _DATASET_PATHS if (path := getattr(job.dataset, field)) in moved
+            field: moved[path] for field in DATASET_PATHS if (path := getattr(job.dataset, field)) in moved
         }
         changes["dataset"] = replace(job.dataset, **paths)
     sample: Path | None = getattr(job, "sample_image", None)

@@ -15,19 +15,20 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from zooport.export_core import places
+from zooport.export_core import known_datasets, places
 from zooport.export_core.checkpoints.fetch import cache_path, is_url
 from zooport.export_core.extensions import locate
 from zooport.export_core.failures import Failure, FailureRecord, Stage
+from zooport.export_core.known_datasets import named_dataset
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.export_core.zoo import CatalogEntry, expand
+from zooport.jobs.dataset_spec import absolute
 from zooport.jobs.manifest_spec import (
     AnySpec,
     ManifestSpec,
     ModelSpec,
     ScanSpec,
     ZooSpec,
-    absolute,
     check_name,
     fields_at,
 )
@@ -262,14 +263,16 @@ class _Reading:
     ) -> DatasetSource | None:
         if entry.dataset is None:
             return None
-        if entry.dataset not in datasets:
-            problem = f"expected a key of datasets, got {entry.dataset!r}{_suggest(entry.dataset, datasets)}"
+        found = datasets.get(entry.dataset) or named_dataset(entry.dataset)
+        if found is None:
+            near = _suggest(entry.dataset, [*datasets, *known_datasets.names()])
+            problem = f"expected a key of datasets or a name of detectron2's, got {entry.dataset!r}{near}"
             raise self._invalid((*place, "dataset"), problem)
-        return datasets[entry.dataset]
+        return found
 
     def _explain(self, error: ValidationError) -> Failure:
         errors = error.errors(include_url=False)
-        first = [self._where(self._place(each)) + _expectation(each) for each in errors[:_MAX_ERRORS]]
+        first = [self._where(self._place(each)) + expectation(each) for each in errors[:_MAX_ERRORS]]
         more = f"; and {len(errors) - len(first)} more" if len(errors) > len(first) else ""
         return Failure(
             "manifest.invalid",
@@ -281,7 +284,7 @@ class _Reading:
     def _place(self, error: ErrorDetails) -> Place:
         """Return where the error is in the file: pydantic's path without the names of alternatives."""
         place = tuple(error["loc"])
-        if len(place) > 2 and place[0] == "models":
+        if len(place) > 2 and place[0] in ("models", "datasets"):
             place = (*place[:2], *place[3:])
         if place[:1] == ("models",) and self._is_scan_alone():
             place = (place[0], *place[2:])
@@ -306,11 +309,11 @@ def _refusal(found: Found) -> FailureRecord | None:
     return failure.record()
 
 
-def _expectation(error: ErrorDetails) -> str:
-    """Return pydantic's error as a phrase."""
+def expectation(error: ErrorDetails, place: Place = ()) -> str:
+    """Return pydantic's error as a phrase; ``place`` is where the value stands that was checked."""
     kind, key = error["type"], str(error["loc"][-1]) if error["loc"] else ""
     if kind == "extra_forbidden":
-        known = list(fields_at(error["loc"]))
+        known = list(fields_at((*place, *error["loc"])))
         return f"unknown key{_suggest(key, known)}; known here: {', '.join(known)}"
     if kind == "missing":
         return "this key is missing"

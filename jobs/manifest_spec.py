@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
@@ -19,8 +18,8 @@ from pydantic import (
 )
 
 from zooport.export_core.shards import SHARD_IMAGES
-from zooport.export_core.sources import DatasetSource
 from zooport.jobs import memory
+from zooport.jobs.dataset_spec import DatasetSpec, dataset_fields
 from zooport.jobs.values import DEFAULT_RETRIES
 
 DEFAULT_OUTPUT = "artifacts"
@@ -66,27 +65,6 @@ def _timeout(value: Any) -> Any:
     if isinstance(value, Mapping | TimeoutSpec):
         return value
     raise ValueError("seconds above 0, or a mapping such as {export: 300, total: 900}")
-
-
-class DatasetSpec(_Strict):
-    """``datasets: {NAME: ...}``: COCO annotations, their images, and how many of them to take."""
-
-    annotations: str
-    images: str
-    limit: Annotated[int, Field(gt=0, strict=True)] | None = None
-    panoptic: str | None = None
-    panoptic_masks: str | None = None
-    semantic_masks: str | None = None
-
-    def source(self, name: str, base: Path) -> DatasetSource:
-        """Return the dataset with absolute paths."""
-        optional = {
-            key: absolute(base, value)
-            for key in ("panoptic", "panoptic_masks", "semantic_masks")
-            if (value := getattr(self, key)) is not None
-        }
-        paths = absolute(base, self.annotations), absolute(base, self.images)
-        return DatasetSource(name, *paths, self.limit, **optional)
 
 
 class _Common(_Strict):
@@ -182,11 +160,6 @@ def fields_at(place: Sequence[str | int]) -> Mapping[str, object]:
         return _ENTRIES[str(place[2])].model_fields
     if place[0] == "timeout":
         return TimeoutSpec.model_fields
-    return (
-        DatasetSpec.model_fields if place[0] == "datasets" and len(place) > 2 else ManifestSpec.model_fields
-    )
-
-
-def absolute(base: Path, path: str) -> Path:
-    """Return a path of the manifest, which stands in ``base``, as an absolute one."""
-    return (base / Path(path).expanduser()).absolute()
+    if place[0] == "datasets" and len(place) > 2:
+        return dataset_fields(place[2:])
+    return ManifestSpec.model_fields

@@ -18,8 +18,9 @@ import yaml
 
 from zooport.export_core.checkpoints.fetch import is_url
 from zooport.export_core.extensions import locate
+from zooport.export_core.sources import DATASET_PATHS
+from zooport.jobs.dataset_spec import absolute
 from zooport.jobs.inputs import config_chain, extension_source
-from zooport.jobs.manifest_spec import absolute
 from zooport.jobs.yaml_lines import read_yaml
 
 MANIFEST = "zoo.yaml"
@@ -27,7 +28,6 @@ _FILES = "files"
 _ORIGIN = ".zooport-job.json"
 _SMALL = 100 << 20  # bytes of a path that travels
 _TOTAL = 400 << 20  # bytes of a package; Ray takes no more than 512 MiB
-_DATASET_PATHS = ("annotations", "images", "panoptic", "panoptic_masks", "semantic_masks")
 _MODEL_PATHS = ("config", "weights", "sample_image", "scan")
 
 
@@ -99,7 +99,7 @@ class _Packing:
         models, datasets = spec["models"], spec.get("datasets", {})
         places: list[tuple[dict[str, Any], str]] = [
             *((model, key) for model in models for key in _MODEL_PATHS if model.get(key)),
-            *((each, key) for each in datasets.values() for key in _DATASET_PATHS if each.get(key)),
+            *((each, key) for each in datasets.values() for key in DATASET_PATHS if each.get(key)),
         ]
         sizes = [self._size(owner[key]) for owner, key in places]
         for number in sorted(range(len(places)), key=lambda each: sizes[each]):  # small ones first

@@ -10,6 +10,7 @@ from typing import Any
 
 from zooport.export_core.sources import DatasetSource
 from zooport.jobs import memory
+from zooport.jobs.dataset_spec import describe
 from zooport.jobs.limits import Deadlines
 from zooport.jobs.values import ExportJob
 
@@ -52,13 +53,20 @@ def _options(job: ExportJob, limit: int) -> Iterator[str]:
 
 def _evaluation(dataset: DatasetSource, tolerance: Mapping[str, float]) -> Iterator[str]:
     yield "--run-eval"
+    if dataset.kind != "coco" or dataset.sample is not None:
+        yield from ("--dataset", _yaml(describe(dataset)))
+    else:
+        yield from _parts(dataset)
+    for name, points in tolerance.items():
+        yield from ("--tolerance", f"{name}={points:.15g}")
+
+
+def _parts(dataset: DatasetSource) -> Iterator[str]:
     yield from ("--annotations", str(dataset.annotations), "--images", str(dataset.images))
     for name in _DATASET_OPTIONS:
         value = getattr(dataset, name)
         if value is not None:
             yield from (f"--{name.replace('_', '-')}", str(value))
-    for name, points in tolerance.items():
-        yield from ("--tolerance", f"{name}={points:.15g}")
 
 
 def _overrides(overrides: Mapping[str, Any]) -> Iterator[str]:

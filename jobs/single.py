@@ -45,6 +45,7 @@ class Order:
         options: of the format, NAME=VALUE with a YAML value.
         limit, panoptic, panoptic_masks, semantic_masks: of the dataset, as in a manifest.
         tolerance: NAME=POINTS, as in a manifest.
+        dataset: in place of its parts, a name of detectron2's or the keys of a manifest's dataset, in YAML.
     """
 
     config: Path
@@ -67,6 +68,7 @@ class Order:
     panoptic_masks: Path | None = None
     semantic_masks: Path | None = None
     tolerance: Sequence[str] = ()
+    dataset: str | None = None
 
 
 def export_one(
@@ -174,13 +176,35 @@ def _dataset(order: Order) -> DatasetSource | None:
         name: _absolute(getattr(order, name)) for name in ("panoptic", "panoptic_masks", "semantic_masks")
     }
     given = [order.annotations, order.images, order.limit, *more.values()]
+    if order.dataset is not None:
+        if not order.run_eval or any(each is not None for each in given):
+            problem = "--dataset says all about a dataset, and needs --run-eval"
+            raise Failure("dataset.invalid", problem, hint="give --run-eval --dataset alone")
+        return _described(order.dataset)
     if order.run_eval and order.annotations is not None and order.images is not None:
         annotations, images = (each.expanduser().absolute() for each in (order.annotations, order.images))
-        return DatasetSource(annotations.stem, annotations, images, order.limit, **more)
+        masks = more["panoptic"], more["panoptic_masks"], more["semantic_masks"]
+        return DatasetSource(annotations.stem, annotations, images, order.limit, *masks)
     if order.run_eval or any(each is not None for each in given):
         problem = "--run-eval, --annotations and --images belong together"
-        raise Failure("dataset.invalid", problem, hint="give all three, or none of them")
+        raise Failure("dataset.invalid", problem, hint="give all three, or --run-eval --dataset, or none")
     return None
+
+
+def _described(text: str) -> DatasetSource:
+    """Return the dataset that a name of detectron2's stands for, or keys of a manifest as YAML."""
+    from pydantic import ValidationError
+
+    from zooport.jobs.dataset_spec import read_dataset
+    from zooport.jobs.manifest import expectation
+
+    value = _yaml(text)
+    try:
+        return read_dataset(value if isinstance(value, dict) else {"name": text}, Path.cwd())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = "".join(f"{part}: " for part in first["loc"][1:])
+        raise Failure("dataset.invalid", f"--dataset: {key}{expectation(first, ('datasets', ''))}") from None
 
 
 def _job(order: Order, target: ExportTarget) -> ExportJob:

@@ -108,7 +108,7 @@ def test_the_demo_manifest_is_read() -> None:
         ("name: one", "name: ../one", 4, "models[0].name: expected a name such as"),
         ("name: one", "name: /one", 4, "models[0].name: expected a name such as"),
         ("name: team/two", "name: one", 9, "already named on line 4"),
-        ("dataset: shapes", "dataset: shape", 8, "models[0].dataset: expected a key of datasets"),
+        ("dataset: shapes", "dataset: shape", 8, "models[0].dataset: expected a key of datasets or a name"),
         ("dataset: shapes", "dataset: shape", 8, "did you mean 'shapes'"),
         ("limit: 5", "limit: 0", 2, "datasets.shapes.limit: expected greater than 0, got 0"),
         ("limit: 5", "limit: 1.5", 2, "datasets.shapes.limit: expected a integer"),

@@ -23,6 +23,10 @@ _NUMBER_LIMIT = 1e300
 # Characters of one compressed run length: six hold 29 bits, more pixels than any image has.
 _LONGEST_RUN = 6
 
+PATHS_HINT = (
+    "check the dataset's paths in the manifest; detectron2's names are looked up below DETECTRON2_DATASETS"
+)
+
 
 @dataclass(frozen=True)
 class ImageEntry:
@@ -52,6 +56,7 @@ class Annotation:
         box: x, y, width, height.
         area: of the object, as the file says; of its mask, or else of its box, when the file does not say.
         crowd: a region of many objects, which costs a model neither matches nor false positives.
+        difficult: in Pascal VOC, an object that costs neither when found nor when missed.
         segmentation: polygons or a run-length encoding as pycocotools reads them, None without a mask.
         keypoints: x, y, visibility for each keypoint, flat; None when there are none.
     """
@@ -64,6 +69,7 @@ class Annotation:
     crowd: bool
     segmentation: Any = None
     keypoints: tuple[float, ...] | None = None
+    difficult: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def read_json(path: Path) -> tuple[Mapping[str, Any], bytes]:
         raise Failure(
             "dataset.invalid",
             f"cannot read annotations {path}: {error.strerror or error}",
-            hint="check the dataset's paths in the manifest",
+            hint=PATHS_HINT,
         ) from error
     try:
         document = json.loads(content)

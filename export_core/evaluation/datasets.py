@@ -1,20 +1,24 @@
-"""A dataset to evaluate on: COCO annotations and the image files they name, checked before any work."""
+"""A dataset to evaluate on: annotations and the image files they name, checked before any work.
+
+Each kind of dataset is read by a module of its own, which has the function ``load``; COCO is read here.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from zooport.export_core.evaluation.annotations import (
+    PATHS_HINT,
     Annotation,
     Category,
-    ImageEntry,
     mask_rle,
     parse_coco,
     read_json,
@@ -22,6 +26,9 @@ from zooport.export_core.evaluation.annotations import (
 from zooport.export_core.evaluation.panoptic_truth import PanopticTruth, load_panoptic
 from zooport.export_core.failures import Failure
 from zooport.export_core.sources import DatasetSource
+
+_LOADERS = {"lvis": "lvis_dataset", "voc": "voc_dataset", "cityscapes": "cityscapes_dataset"}
+_Entry = TypeVar("_Entry")
 
 
 @dataclass(frozen=True)
@@ -42,14 +49,31 @@ class DatasetImage:
 
 
 @dataclass(frozen=True)
+class Federation:
+    """What LVIS knows of each image, where nobody looked for most of the categories.
+
+    Attributes:
+        absent: image id -> ids of categories that are known not to be there.
+        not_exhaustive: image id -> ids of categories of which not every object is annotated.
+        frequency: category id -> "r" (rare), "c" (common) or "f" (frequent), by images in the training set.
+    """
+
+    absent: Mapping[int | str, frozenset[int]]
+    not_exhaustive: Mapping[int | str, frozenset[int]]
+    frequency: Mapping[int, str]
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Checked annotations of the images to evaluate.
 
     Attributes:
-        images: in the order of the annotation file, cut to the source's limit.
+        images: in the order of the annotation file, cut to the source's limit or sample.
         categories: sorted by dataset id; position in this tuple is the contiguous class index of detectron2.
-        annotations: those of ``images``.
-        annotations_sha256: of the annotation file's bytes.
+        annotations: those of ``images``; none for Cityscapes, whose instances are read image by image.
+        annotations_sha256: of the bytes of all annotation files.
+        annotation_files: where annotations are not one file but one for each image.
+        federation: of LVIS.
     """
 
     source: DatasetSource
@@ -57,6 +81,8 @@ class Dataset:
     categories: tuple[Category, ...]
     annotations: tuple[Annotation, ...]
     annotations_sha256: str
+    annotation_files: tuple[Path, ...] = ()
+    federation: Federation | None = None
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -154,6 +180,9 @@ class Dataset:
         paths = [image.path for image in self.images] + extra
         names = [image.file_name for image in self.images] + [path.name for path in extra]
         total = hashlib.sha256(self.annotations_sha256.encode())
+        if self.source.kind != "coco":  # the same files are counted in another way
+            counted = self.source.kind, self.source.year, self.class_names
+            total.update(f"\n{counted}".encode())
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             for name, content in zip(names, pool.map(_file_sha256, paths), strict=True):
                 total.update(f"\n{content} {name}".encode())
@@ -161,7 +190,8 @@ class Dataset:
 
     def files(self) -> list[Path]:
         """Return every file that evaluation reads."""
-        return [self.source.annotations, *(image.path for image in self.images), *self._reference_files()]
+        annotations = self.annotation_files or (self.source.annotations,)
+        return [*annotations, *(image.path for image in self.images), *self._reference_files()]
 
     def _reference_files(self) -> list[Path]:
         """Files beside the annotations and images that some tasks compare with, sorted."""
@@ -180,19 +210,36 @@ def load_dataset(source: DatasetSource) -> Dataset:
     """Load and check a dataset.
 
     Args:
-        source: COCO instances or keypoints annotations, an image folder, and how many images to take.
+        source: annotations, an image folder, and which images to take.
 
     Raises:
-        Failure: ``dataset.invalid`` naming the file and what is wrong: annotations that are missing, not JSON
-            or malformed, unknown or repeated ids, no images, or an evaluated image whose file is not there.
+        Failure: ``dataset.invalid`` naming the file and what is wrong: annotations that are missing, not in
+            the format of their kind or malformed, unknown or repeated ids, no images, or an evaluated image
+            whose file is not there.
     """
-    document, content = read_json(source.annotations)
+    if source.kind == "coco":
+        document, content = read_json(source.annotations)
+        return from_coco(source, document, content)
+    if source.kind not in _LOADERS:
+        raise Failure("dataset.invalid", f"dataset {source.name} is of the unknown kind {source.kind!r}")
+    loader = import_module(f"{__package__}.{_LOADERS[source.kind]}")
+    loaded: Dataset = loader.load(source)
+    return loaded
+
+
+def from_coco(
+    source: DatasetSource,
+    document: Mapping[str, Any],
+    content: bytes,
+    federation: Federation | None = None,
+) -> Dataset:
+    """Return the dataset of a COCO document; ``content`` are the bytes of its file."""
     coco = parse_coco(document, source.annotations)
-    limit = source.limit
-    if limit is not None and limit < 1:
-        raise Failure("dataset.invalid", f"dataset {source.name}: limit must be at least 1, not {limit}")
-    images = tuple(_image(entry, source.images) for entry in coco.images[:limit])
-    _require_files(source, images)
+    images = tuple(
+        DatasetImage(entry.id, entry.file_name, source.images / entry.file_name, entry.height, entry.width)
+        for entry in choose(source, coco.images, lambda entry: entry.id)
+    )
+    require_files(source, images)
     kept = {image.id for image in images}
     return Dataset(
         source=source,
@@ -200,19 +247,42 @@ def load_dataset(source: DatasetSource) -> Dataset:
         categories=coco.categories,
         annotations=tuple(entry for entry in coco.annotations if entry.image_id in kept),
         annotations_sha256=hashlib.sha256(content).hexdigest(),
+        federation=federation,
     )
 
 
-def _image(entry: ImageEntry, folder: Path) -> DatasetImage:
-    return DatasetImage(entry.id, entry.file_name, folder / entry.file_name, entry.height, entry.width)
+def choose(
+    source: DatasetSource, entries: Sequence[_Entry], identify: Callable[[_Entry], int | str]
+) -> list[_Entry]:
+    """Return the entries that the source's limit or sample takes, in the given order.
+
+    A sample takes the images whose digests of seed and id are smallest. So it is the same on every machine
+    and for every version of Python, it does not depend on the order of a file, and a larger sample with the
+    same seed contains the smaller one.
+
+    Raises:
+        Failure: ``dataset.invalid``: a limit or sample below 1, or both.
+    """
+    limit, sample = source.limit, source.sample
+    if limit is not None and sample is not None:
+        raise Failure("dataset.invalid", f"dataset {source.name} has a limit and a sample; give one of them")
+    for name, count in (("limit", limit), ("sample.n", None if sample is None else sample.n)):
+        if count is not None and count < 1:
+            raise Failure("dataset.invalid", f"dataset {source.name}: {name} must be at least 1, not {count}")
+    if sample is None:
+        return list(entries[:limit])
+    digests = [hashlib.sha256(f"{sample.seed}:{identify(entry)}".encode()).digest() for entry in entries]
+    first = sorted(range(len(entries)), key=digests.__getitem__)[: sample.n]
+    return [entries[index] for index in sorted(first)]
 
 
-def _require_files(source: DatasetSource, images: Sequence[DatasetImage]) -> None:
+def require_files(source: DatasetSource, images: Sequence[DatasetImage]) -> None:
+    """Refuse a dataset whose image folder or one of whose images is not there."""
     if not source.images.is_dir():
         raise Failure(
             "dataset.invalid",
             f"image folder {source.images} does not exist or is not a directory",
-            hint="check the dataset's paths in the manifest",
+            hint=PATHS_HINT,
         )
     missing = [image.file_name for image in images if not image.path.is_file()]
     if missing:
