@@ -56,8 +56,8 @@ class BoxAP:
     outputs = ("pred_boxes", "scores", "pred_classes")
 
     def applies(self, config: Any, dataset: Dataset) -> bool:
-        """Every detector."""
-        return detects(config)
+        """Every detector, on COCO annotations."""
+        return detects(config) and dataset.source.kind == "coco"
 
     def check(self, config: Any, dataset: Dataset) -> None:
         """The dataset must have as many categories as the model has classes."""
@@ -84,8 +84,9 @@ class MaskAP:
     outputs = ("pred_boxes", "scores", "pred_classes", "pred_masks")
 
     def applies(self, config: Any, dataset: Dataset) -> bool:
-        """Models with a mask head, on datasets with masks."""
-        return has_head(config, "MODEL.MASK_ON") and dataset.has_masks
+        """Models with a mask head, on COCO annotations with masks."""
+        coco = dataset.source.kind == "coco"
+        return coco and has_head(config, "MODEL.MASK_ON") and dataset.has_masks
 
     def check(self, config: Any, dataset: Dataset) -> None:
         """Every object must have a mask that pycocotools can read."""

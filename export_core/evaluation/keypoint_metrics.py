@@ -37,8 +37,9 @@ class KeypointAP:
     outputs = ("pred_boxes", "scores", "pred_classes", "pred_keypoints")
 
     def applies(self, config: Any, dataset: Dataset) -> bool:
-        """Models with a keypoint head, on datasets with keypoints."""
-        return has_head(config, "MODEL.KEYPOINT_ON") and dataset.has_keypoints
+        """Models with a keypoint head, on COCO annotations with keypoints."""
+        coco = dataset.source.kind == "coco"
+        return coco and has_head(config, "MODEL.KEYPOINT_ON") and dataset.has_keypoints
 
     def check(self, config: Any, dataset: Dataset) -> None:
         """Model, dataset and OKS sigmas must agree in the number of keypoints."""

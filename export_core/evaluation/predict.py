@@ -13,6 +13,7 @@ from zooport.export_core.evaluation.datasets import Dataset, DatasetImage
 from zooport.export_core.evaluation.image_cache import ImageCache
 from zooport.export_core.evaluation.images import read_image, require_format, resize_shortest_edge
 from zooport.export_core.evaluation.keypoint_metrics import KeypointAP
+from zooport.export_core.evaluation.lvis_metrics import LvisBoxAP, LvisMaskAP
 from zooport.export_core.evaluation.outputs import check_outputs
 from zooport.export_core.evaluation.panoptic_metrics import PanopticQuality
 from zooport.export_core.evaluation.postprocess import to_image_frame
@@ -33,6 +34,8 @@ Progress = Callable[[int, int], None]
 
 for _task in (BoxAP(), MaskAP(), KeypointAP(), PanopticQuality(), SemanticIoU(), ProposalRecall()):
     register(_task)
+for _task in (LvisBoxAP(), LvisMaskAP()):
+    register(_task, "lvis")
 
 
 class Predictor(Protocol):

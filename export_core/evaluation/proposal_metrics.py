@@ -27,8 +27,9 @@ class ProposalRecall:
     outputs = ("proposal_boxes", "objectness_logits")
 
     def applies(self, config: Any, dataset: Dataset) -> bool:
-        """Models that give proposals only."""
-        return bool(setting(config, "MODEL.META_ARCHITECTURE") == "ProposalNetwork")
+        """Models that give proposals only, on datasets whose annotations have boxes."""
+        proposes = bool(setting(config, "MODEL.META_ARCHITECTURE") == "ProposalNetwork")
+        return proposes and dataset.source.kind != "cityscapes"
 
     def check(self, config: Any, dataset: Dataset) -> None:
         """Boxes are all that is needed, and every dataset has them."""

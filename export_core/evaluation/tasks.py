@@ -1,6 +1,8 @@
 """What can be measured: one :class:`Task` per metric family, found by name in a registry.
 
 Adding a task is one file with a class that has these members, and its registration with :func:`register`.
+Tasks that measure the same by the rules of different datasets (box AP of COCO, of LVIS, of Pascal VOC) share
+a name; of these one applies.
 A task works in two steps so that evaluation can be split over images and joined again without changing a
 digit: ``collect`` turns one image's outputs into a small plain value, ``score`` turns all values into
 metrics.
@@ -106,11 +108,17 @@ class Task(Protocol):
 TASKS: dict[str, Task] = {}
 
 
-def register(task: Task) -> None:
-    """Make a task known; registering another one under the same name is an error."""
-    if task.name in TASKS:
-        raise ValueError(f"a task named {task.name} is already registered")
-    TASKS[task.name] = task
+def register(task: Task, rules: str = "") -> None:
+    """Make a task known; registering another one under the same name and rules is an error.
+
+    Args:
+        task: what it measures is its name.
+        rules: whose rules it measures by, where tasks share a name: "lvis".
+    """
+    key = f"{task.name} ({rules})" if rules else task.name
+    if key in TASKS:
+        raise ValueError(f"a task named {key} is already registered")
+    TASKS[key] = task
 
 
 def select_tasks(config: Any, dataset: Dataset) -> list[Task]:
@@ -126,6 +134,9 @@ def select_tasks(config: Any, dataset: Dataset) -> list[Task]:
             f"offers nothing to evaluate a {architecture} with",
             hint="a semantic or panoptic model needs the dataset's panoptic annotations",
         )
+    names = [task.name for task in selected]
+    if len(set(names)) < len(names):
+        raise ValueError(f"tasks of the same name apply to a {dataset.source.kind} dataset: {names}")
     for task in selected:
         task.check(config, dataset)
     return selected

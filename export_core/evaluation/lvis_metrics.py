@@ -1,0 +1,237 @@
+"""Box and mask average precision on LVIS, whose images are annotated for some of the categories only.
+
+The rules are those of Gupta et al. 2019, "LVIS: A Dataset for Large Vocabulary Instance Segmentation": in an
+image, a category counts only if it was found there by an annotator or is known to be absent; where not every
+object of a category is annotated, what matches nothing is not held against the model; 300 detections of an
+image count; AP is also averaged over rare, common and frequent categories.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as mask_util
+
+from zooport.export_core.evaluation.coco_metrics import (
+    BoxAP,
+    MaskAP,
+    Results,
+    by_image,
+    defined,
+    detects,
+    ground_truth,
+    has_head,
+    mean_precision,
+    require_detection_classes,
+)
+from zooport.export_core.evaluation.datasets import Dataset, Federation
+from zooport.export_core.evaluation.lvis_dataset import FREQUENCIES
+from zooport.export_core.evaluation.postprocess import Array
+from zooport.export_core.evaluation.tasks import unique_labels
+
+MAX_DETECTIONS = 300
+_IOUS = np.linspace(0.5, 0.95, 10)
+_RECALLS = np.linspace(0.0, 1.0, 101)
+# Object areas in pixels, both ends included: all, small, medium, large.
+_AREAS = np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]])
+_FULL_OVERLAP = 1 - 1e-10  # what an IoU threshold of 1 asks for
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+class LvisBoxAP(BoxAP):
+    """LVIS box AP."""
+
+    def applies(self, config: Any, dataset: Dataset) -> bool:
+        """Every detector, on LVIS annotations."""
+        return detects(config) and dataset.source.kind == "lvis"
+
+    def score(self, values: Sequence[Results], dataset: Dataset, config: Any) -> dict[str, float]:
+        """Return AP, AP50, AP75, APs, APm, APl, APr, APc, APf and AP per category."""
+        truth = by_image(dataset, [ground_truth(annotation) for annotation in dataset.annotations])
+        found = [[{**row, "area": row["bbox"][2] * row["bbox"][3]} for row in rows] for rows in values]
+        return lvis_metrics("bbox", truth, found, dataset)
+
+
+class LvisMaskAP(MaskAP):
+    """LVIS mask AP; a detection's area is its mask's."""
+
+    def applies(self, config: Any, dataset: Dataset) -> bool:
+        """Models with a mask head, on LVIS annotations with masks."""
+        lvis = dataset.source.kind == "lvis"
+        return lvis and has_head(config, "MODEL.MASK_ON") and dataset.has_masks
+
+    def check(self, config: Any, dataset: Dataset) -> None:
+        """Categories must be the model's classes, and every object must have a readable mask."""
+        require_detection_classes(config, dataset)
+        super().check(config, dataset)
+
+    def score(self, values: Sequence[Results], dataset: Dataset, config: Any) -> dict[str, float]:
+        """Return AP, AP50, AP75, APs, APm, APl, APr, APc, APf and AP per category."""
+        rows = [
+            {**ground_truth(annotation), "segmentation": rle}
+            for annotation, rle in zip(dataset.annotations, dataset.mask_rles, strict=True)
+        ]
+        found = [
+            [{**row, "area": float(mask_util.area(row["segmentation"]))} for row in image] for image in values
+        ]
+        return lvis_metrics("segmentation", by_image(dataset, rows), found, dataset)
+
+
+def lvis_metrics(
+    shape: str, truth: Sequence[Results], found: Sequence[Results], dataset: Dataset
+) -> dict[str, float]:
+    """Match and average; ground truth and detections are grouped in the order of ``dataset.images``.
+
+    Args:
+        shape: the field that is compared: "bbox" (x, y, width, height) or "segmentation" (run lengths).
+        truth: rows with ``category_id``, ``area`` and the shape.
+        found: the same with ``score``.
+        dataset: of kind "lvis".
+
+    Returns:
+        Metrics in points; those that no ground truth defines are left out.
+    """
+    federation = dataset.federation
+    if federation is None:
+        raise dataset.failure("is no LVIS file")
+    images = sorted(zip(dataset.images, truth, found, strict=True), key=lambda entry: _order(entry[0].id))
+    matches: defaultdict[int, list[_Matches]] = defaultdict(list)
+    for image, objects, detections in images:
+        for matched in _match_image(shape, image.id, objects, detections, federation):
+            matches[matched.category].append(matched)
+    # Indexed by IoU threshold, recall, category, area; -1 where no ground truth defines an entry.
+    precision = np.stack([_precision(matches[category.id]) for category in dataset.categories], axis=2)
+    whole = precision[:, :, :, 0]
+    metrics = {
+        "AP": mean_precision(whole),
+        "AP50": mean_precision(whole[0]),
+        "AP75": mean_precision(whole[5]),
+        "APs": mean_precision(precision[:, :, :, 1]),
+        "APm": mean_precision(precision[:, :, :, 2]),
+        "APl": mean_precision(precision[:, :, :, 3]),
+    }
+    groups = np.array([federation.frequency[category.id] for category in dataset.categories])
+    for frequency in FREQUENCIES:
+        metrics[f"AP{frequency}"] = mean_precision(whole[:, :, groups == frequency])
+    for index, label in enumerate(unique_labels(dataset)):
+        metrics[f"AP-{label}"] = mean_precision(whole[:, :, index])
+    return defined(metrics)
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """What became of one category's detections in one image.
+
+    Attributes:
+        scores: float64 (D,), descending.
+        hit: bool (A, T, D): by area range and IoU threshold, whether the detection matches an object.
+        ignored: bool (A, T, D): whether it counts for nothing.
+        objects: int (A,): objects that count.
+    """
+
+    category: int
+    scores: Array
+    hit: BoolArray
+    ignored: BoolArray
+    objects: Array
+
+
+def _order(identifier: int | str) -> tuple[bool, int | str]:
+    return isinstance(identifier, str), identifier
+
+
+def _match_image(
+    shape: str, image: int | str, objects: Results, detections: Results, federation: Federation
+) -> Iterator[_Matches]:
+    """Yield the matches of each category that counts in this image."""
+    truth, found = defaultdict(list), defaultdict(list)
+    for row in objects:
+        truth[row["category_id"]].append(row)
+    best = sorted(detections, key=lambda row: -row["score"])[:MAX_DETECTIONS]  # stable, as ties stay in order
+    for row in best:
+        if row["category_id"] in truth or row["category_id"] in federation.absent[image]:
+            found[row["category_id"]].append(row)
+    for category in {**truth, **found}:
+        partly = category in federation.not_exhaustive[image]
+        yield _match_category(shape, category, truth[category], found[category], partly)
+
+
+def _match_category(
+    shape: str, category: int, truth: Results, found: Results, not_exhaustive: bool
+) -> _Matches:
+    """Give each detection, the best first, the free object that it overlaps most.
+
+    Objects outside of an area range are ignored there: a detection takes one of them only where it finds no
+    other, and does not count then.
+    """
+    sizes = _areas_outside(truth)
+    hit = np.zeros((len(_AREAS), len(_IOUS), len(found)), dtype=np.bool_)
+    ignored = hit.copy()
+    if truth and found:
+        overlaps = _overlaps(shape, found, truth)
+        free = np.ones((len(_AREAS), len(_IOUS), len(truth)), dtype=np.bool_)
+        needed = np.minimum(_IOUS, _FULL_OVERLAP)[None, :, None]
+        outside = np.broadcast_to(sizes[:, None, :], free.shape)
+        for index, row in enumerate(overlaps):
+            if row.max() < _IOUS[0]:
+                continue
+            possible = free & (row >= needed)
+            regular = possible & ~outside
+            takes_regular = regular.any(axis=2, keepdims=True)
+            pool = np.where(takes_regular, regular, possible)
+            hit[:, :, index] = pool.any(axis=2)
+            # The last of equal overlaps, so from behind.
+            backwards = np.where(pool, row, -1.0)[:, :, ::-1].argmax(axis=2)
+            taken = len(truth) - 1 - backwards
+            areas, thresholds = np.nonzero(hit[:, :, index])
+            chosen = taken[areas, thresholds]
+            free[areas, thresholds, chosen] = False
+            ignored[areas, thresholds, index] = sizes[areas, chosen]
+    unmatched_is_ignored = _areas_outside(found) | not_exhaustive
+    ignored |= ~hit & unmatched_is_ignored[:, None, :]
+    scores = np.array([row["score"] for row in found], dtype=np.float64)
+    return _Matches(category, scores, hit, ignored, (~sizes).sum(axis=1))
+
+
+def _areas_outside(rows: Results) -> BoolArray:
+    """Return bool (A, N): whether a row's area is outside of each range."""
+    areas = np.array([row["area"] for row in rows], dtype=np.float64)
+    outside: BoolArray = (areas < _AREAS[:, :1]) | (areas > _AREAS[:, 1:])
+    return outside
+
+
+def _overlaps(shape: str, found: Results, truth: Results) -> Array:
+    """Return the IoU of each detection with each object, float64 (D, G)."""
+    overlaps: Array = mask_util.iou(
+        [row[shape] for row in found], [row[shape] for row in truth], [0] * len(truth)
+    )
+    return overlaps
+
+
+def _precision(matches: Sequence[_Matches]) -> Array:
+    """Return the interpolated precision of one category, float64 (T, R, A)."""
+    precision = np.full((len(_IOUS), len(_RECALLS), len(_AREAS)), -1.0)
+    if not matches:
+        return precision
+    order = np.argsort(-np.concatenate([each.scores for each in matches]), kind="stable")
+    hit = np.concatenate([each.hit for each in matches], axis=2)[:, :, order]
+    ignored = np.concatenate([each.ignored for each in matches], axis=2)[:, :, order]
+    objects = np.sum([each.objects for each in matches], axis=0)
+    right = np.cumsum(hit & ~ignored, axis=2).astype(np.float64)
+    wrong = np.cumsum(~hit & ~ignored, axis=2).astype(np.float64)
+    exact = right / (right + wrong + np.spacing(1))
+    # From each point on the best precision that is still reached.
+    best = np.maximum.accumulate(exact[:, :, ::-1], axis=2)[:, :, ::-1]
+    for area in np.flatnonzero(objects):
+        for threshold in range(len(_IOUS)):
+            first = np.searchsorted(right[area, threshold] / objects[area], _RECALLS, side="left")
+            reached = first < len(order)
+            precision[threshold, :, area] = 0.0
+            precision[threshold, reached, area] = best[area, threshold, first[reached]]
+    return precision
