@@ -39,16 +39,19 @@ def lvis_document() -> dict[str, Any]:
         for category in present:
             for _ in range(1 + int(random.random() * 4)):
                 box = _box(random)
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": image,
-                        "category_id": category,
-                        "bbox": box,
-                        "area": box[2] * box[3],
-                        "segmentation": [_corners(box)],
-                    }
-                )
+                # Some lie on each other and are of different sizes: an object can hide in an area range.
+                for area in (0.2, 2.0) if random.random() < 0.3 else (1.0,):
+                    annotations.append(
+                        {
+                            "id": len(annotations) + 1,
+                            "image_id": image,
+                            "category_id": category,
+                            "bbox": box,
+                            "area": area * box[2] * box[3],
+                            "segmentation": [_corners(box)],
+                        }
+                    )
+                    box = [box[0] + 1, *box[1:]]
     return {"images": images, "categories": categories, "annotations": annotations}
 
 
