@@ -28,6 +28,7 @@ from zooport.export_core.evaluation.tasks import (
     select_tasks,
     setting,
 )
+from zooport.export_core.evaluation.voc_metrics import VocBoxAP
 from zooport.export_core.failures import Failure
 
 Progress = Callable[[int, int], None]
@@ -36,6 +37,7 @@ for _task in (BoxAP(), MaskAP(), KeypointAP(), PanopticQuality(), SemanticIoU(),
     register(_task)
 for _task in (LvisBoxAP(), LvisMaskAP()):
     register(_task, "lvis")
+register(VocBoxAP(), "voc")
 
 
 class Predictor(Protocol):
