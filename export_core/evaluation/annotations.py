@@ -40,12 +40,18 @@ class ImageEntry:
 
 @dataclass(frozen=True)
 class Category:
-    """One category; ``keypoints`` are the names of its keypoints, empty when it has none."""
+    """One category.
+
+    Attributes:
+        keypoints: names of its keypoints, empty when it has none.
+        frequency: in LVIS, by images of the training set: "r" (rare), "c" (common) or "f" (frequent).
+    """
 
     id: int
     name: str
     keypoints: tuple[str, ...] = ()
     is_thing: bool = True
+    frequency: str = ""
 
 
 @dataclass(frozen=True)

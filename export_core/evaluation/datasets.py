@@ -39,6 +39,8 @@ class DatasetImage:
         id: the dataset's own id.
         height: of the image in pixels, after EXIF rotation, as the annotations say; likewise ``width``.
         path: absolute path of the file.
+        absent: in LVIS, ids of the categories that are known not to be there.
+        not_exhaustive: in LVIS, ids of the categories of which not every object is annotated.
     """
 
     id: int | str
@@ -46,21 +48,8 @@ class DatasetImage:
     path: Path
     height: int
     width: int
-
-
-@dataclass(frozen=True)
-class Federation:
-    """What LVIS knows of each image, where nobody looked for most of the categories.
-
-    Attributes:
-        absent: image id -> ids of categories that are known not to be there.
-        not_exhaustive: image id -> ids of categories of which not every object is annotated.
-        frequency: category id -> "r" (rare), "c" (common) or "f" (frequent), by images in the training set.
-    """
-
-    absent: Mapping[int | str, frozenset[int]]
-    not_exhaustive: Mapping[int | str, frozenset[int]]
-    frequency: Mapping[int, str]
+    absent: frozenset[int] = frozenset()
+    not_exhaustive: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -73,7 +62,6 @@ class Dataset:
         annotations: those of ``images``; none for Cityscapes, whose instances are read image by image.
         annotations_sha256: of the bytes of all annotation files.
         annotation_files: where annotations are not one file but one for each image.
-        federation: of LVIS.
     """
 
     source: DatasetSource
@@ -82,7 +70,6 @@ class Dataset:
     annotations: tuple[Annotation, ...]
     annotations_sha256: str
     annotation_files: tuple[Path, ...] = ()
-    federation: Federation | None = None
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -227,12 +214,7 @@ def load_dataset(source: DatasetSource) -> Dataset:
     return loaded
 
 
-def from_coco(
-    source: DatasetSource,
-    document: Mapping[str, Any],
-    content: bytes,
-    federation: Federation | None = None,
-) -> Dataset:
+def from_coco(source: DatasetSource, document: Mapping[str, Any], content: bytes) -> Dataset:
     """Return the dataset of a COCO document; ``content`` are the bytes of its file."""
     coco = parse_coco(document, source.annotations)
     images = tuple(
@@ -247,7 +229,6 @@ def from_coco(
         categories=coco.categories,
         annotations=tuple(entry for entry in coco.annotations if entry.image_id in kept),
         annotations_sha256=hashlib.sha256(content).hexdigest(),
-        federation=federation,
     )
 
 

@@ -29,7 +29,7 @@ from zooport.export_core.evaluation.coco_metrics import (
     mean_precision,
     require_detection_classes,
 )
-from zooport.export_core.evaluation.datasets import Dataset, Federation
+from zooport.export_core.evaluation.datasets import Dataset, DatasetImage
 from zooport.export_core.evaluation.lvis_dataset import FREQUENCIES
 from zooport.export_core.evaluation.postprocess import Array
 from zooport.export_core.evaluation.tasks import unique_labels
@@ -97,13 +97,10 @@ def lvis_metrics(
     Returns:
         Metrics in points; those that no ground truth defines are left out.
     """
-    federation = dataset.federation
-    if federation is None:
-        raise dataset.failure("is no LVIS file")
     images = sorted(zip(dataset.images, truth, found, strict=True), key=lambda entry: _order(entry[0].id))
     matches: defaultdict[int, list[_Matches]] = defaultdict(list)
     for image, objects, detections in images:
-        for matched in _match_image(shape, image.id, objects, detections, federation):
+        for matched in _match_image(shape, image, objects, detections):
             matches[matched.category].append(matched)
     # Indexed by IoU threshold, recall, category, area; -1 where no ground truth defines an entry.
     precision = np.stack([_precision(matches[category.id]) for category in dataset.categories], axis=2)
@@ -116,7 +113,7 @@ def lvis_metrics(
         "APm": mean_precision(precision[:, :, :, 2]),
         "APl": mean_precision(precision[:, :, :, 3]),
     }
-    groups = np.array([federation.frequency[category.id] for category in dataset.categories])
+    groups = np.array([category.frequency for category in dataset.categories])
     for frequency in FREQUENCIES:
         metrics[f"AP{frequency}"] = mean_precision(whole[:, :, groups == frequency])
     for index, label in enumerate(unique_labels(dataset)):
@@ -147,7 +144,7 @@ def _order(identifier: int | str) -> tuple[bool, int | str]:
 
 
 def _match_image(
-    shape: str, image: int | str, objects: Results, detections: Results, federation: Federation
+    shape: str, image: DatasetImage, objects: Results, detections: Results
 ) -> Iterator[_Matches]:
     """Yield the matches of each category that counts in this image."""
     truth, found = defaultdict(list), defaultdict(list)
@@ -155,10 +152,10 @@ def _match_image(
         truth[row["category_id"]].append(row)
     best = sorted(detections, key=lambda row: -row["score"])[:MAX_DETECTIONS]  # stable, as ties stay in order
     for row in best:
-        if row["category_id"] in truth or row["category_id"] in federation.absent[image]:
+        if row["category_id"] in truth or row["category_id"] in image.absent:
             found[row["category_id"]].append(row)
     for category in {**truth, **found}:
-        partly = category in federation.not_exhaustive[image]
+        partly = category in image.not_exhaustive
         yield _match_category(shape, category, truth[category], found[category], partly)
 
 
