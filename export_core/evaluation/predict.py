@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from zooport.export_core.evaluation.cityscapes_metrics import CityscapesMaskAP
 from zooport.export_core.evaluation.coco_metrics import BoxAP, MaskAP
 from zooport.export_core.evaluation.datasets import Dataset, DatasetImage
 from zooport.export_core.evaluation.image_cache import ImageCache
@@ -38,6 +39,7 @@ for _task in (BoxAP(), MaskAP(), KeypointAP(), PanopticQuality(), SemanticIoU(),
 for _task in (LvisBoxAP(), LvisMaskAP()):
     register(_task, "lvis")
 register(VocBoxAP(), "voc")
+register(CityscapesMaskAP(), "cityscapes")
 
 
 class Predictor(Protocol):
