@@ -79,6 +79,34 @@ def test_sigmas_must_fit_the_keypoints(demo_zoo: Path) -> None:
     assert caught.value.code == "config.invalid"
 
 
+def test_keypoint_ap_is_kept_per_category(tmp_path: Path) -> None:
+    points = [10.0, 10.0, 2.0, 20.0, 12.0, 2.0]
+
+    def change(document: dict[str, Any]) -> None:
+        for category in document["categories"]:
+            category["keypoints"] = ["nose", "tail"]
+        for annotation in document["annotations"]:
+            annotation["keypoints"] = points
+
+    dataset = load_dataset(write_dataset(tmp_path, change))
+    # Every cat is found where it is, and no dog.
+    found = [{"category_id": 4, "score": 0.9, "bbox": [5, 5, 20, 10], "keypoints": points}]
+    predictions = [
+        ImagePrediction(image.id, {"bbox": [], "keypoints": list(found)}) for image in dataset.images
+    ]
+    config = make_config(
+        MODEL__KEYPOINT_ON=True,
+        MODEL__ROI_KEYPOINT_HEAD__NUM_KEYPOINTS=2,
+        TEST__KEYPOINT_OKS_SIGMAS=[0.1, 0.1],
+    )
+
+    metrics = compute_metrics(predictions, dataset, config)
+
+    assert metrics["keypoints/AP-cat"] == pytest.approx(100)
+    assert metrics["keypoints/AP-dog"] == 0
+    assert metrics["keypoints/AP"] == pytest.approx(50)
+
+
 def test_models_with_other_keypoints_are_refused(demo_zoo: Path) -> None:
     dataset = load_dataset(demo_source(demo_zoo, "keypoints_val.json", limit=2))
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ import pytest
 from PIL import Image
 
 from zooport.export_core.evaluation import evaluate, load_dataset
-from zooport.export_core.evaluation.panoptic_metrics import match_segments
+from zooport.export_core.evaluation.panoptic_metrics import PanopticQuality, match_segments
 from zooport.export_core.evaluation.panoptic_truth import TrueSegment, load_panoptic
 from zooport.export_core.evaluation.postprocess import PastedMask
 from zooport.export_core.evaluation.segmentation import merge_panoptic, semantic_labels
 from zooport.export_core.failures import Failure
 from zooport.export_core.sources import DatasetSource
 from zooport.tests.evaluation_support import DATA, make_config, write_dataset
+from zooport.tests.panoptic_support import STUFF, THINGS, panoptic_images
 
 THINGS_AND_STUFF = {
     "MODEL__META_ARCHITECTURE": "PanopticFPN",
@@ -120,6 +122,24 @@ def test_pixels_without_truth_and_crowds_cost_nothing() -> None:
         [20, 0.0, 0, 0, 1],
     ]
     assert [20, 0.0, 0, 1, 1] in match_segments(true, segments, found, {1: 10, 3: 20})
+
+
+def test_panoptic_quality_equals_that_of_panopticapi() -> None:
+    expected = json.loads((DATA / "panoptic_metrics.json").read_text())
+    rows = [
+        match_segments(
+            true_map,
+            [TrueSegment(*segment) for segment in true],
+            found_map,
+            {identifier: category for identifier, category, _ in found},
+        )
+        for true_map, true, found_map, found in panoptic_images()
+    ]
+    things, stuff = ([SimpleNamespace(id=category) for category in group] for group in (THINGS, STUFF))
+    truth = SimpleNamespace(things=things, stuff=stuff, categories=[*things, *stuff])
+    dataset: Any = SimpleNamespace(require_panoptic=lambda: truth)
+
+    assert PanopticQuality().score(rows, dataset, None) == pytest.approx(expected, abs=1e-9)
 
 
 def write_panoptic(

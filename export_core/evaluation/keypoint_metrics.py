@@ -20,7 +20,7 @@ from zooport.export_core.evaluation.coco_metrics import (
     xywh,
 )
 from zooport.export_core.evaluation.datasets import Dataset
-from zooport.export_core.evaluation.tasks import ImageOutputs, setting
+from zooport.export_core.evaluation.tasks import ImageOutputs, setting, unique_labels
 from zooport.export_core.failures import Failure
 
 # How far annotators differ for each of COCO's person keypoints, relative to object size (COCO's definition).
@@ -74,7 +74,7 @@ class KeypointAP:
         ]
 
     def score(self, values: Sequence[Results], dataset: Dataset, config: Any) -> dict[str, float]:
-        """Return AP, AP50, AP75, APm and APl."""
+        """Return AP, AP50, AP75, APm, APl, and AP per category where more than one has keypoints."""
         counts = {category.id: len(category.keypoints) for category in dataset.categories}
         truth = by_image(dataset, [_truth(entry, counts[entry.category_id]) for entry in dataset.annotations])
         found = [[{**row, "area": row["bbox"][2] * row["bbox"][3]} for row in rows] for rows in values]
@@ -83,15 +83,18 @@ class KeypointAP:
             "keypoints", truth, found, dataset, category_ids=categories, sigmas=_sigmas(config)
         )
         # COCO has no small persons with keypoints: its areas here are all, medium and large.
-        return defined(
-            {
-                "AP": mean_precision(precision[:, :, :, 0, -1]),
-                "AP50": mean_precision(precision[0, :, :, 0, -1]),
-                "AP75": mean_precision(precision[5, :, :, 0, -1]),
-                "APm": mean_precision(precision[:, :, :, 1, -1]),
-                "APl": mean_precision(precision[:, :, :, 2, -1]),
-            }
-        )
+        metrics = {
+            "AP": mean_precision(precision[:, :, :, 0, -1]),
+            "AP50": mean_precision(precision[0, :, :, 0, -1]),
+            "AP75": mean_precision(precision[5, :, :, 0, -1]),
+            "APm": mean_precision(precision[:, :, :, 1, -1]),
+            "APl": mean_precision(precision[:, :, :, 2, -1]),
+        }
+        if len(categories) > 1:
+            labels = dict(zip(dataset.category_ids, unique_labels(dataset), strict=True))
+            for index, identifier in enumerate(categories):
+                metrics[f"AP-{labels[identifier]}"] = mean_precision(precision[:, :, index, 0, -1])
+        return defined(metrics)
 
 
 def _sigmas(config: Any) -> Sequence[float]:
