@@ -99,7 +99,9 @@ def test_images_and_classes_are_those_of_detectron2(source: DatasetSource) -> No
     first = dataset.images[0]
     assert (first.height, first.width) == (HEIGHT, WIDTH)
     assert first.file_name == "bonn/bonn_000000_000019_leftImg8bit.png"
-    assert len(dataset.files()) == 2 * len(IMAGES)
+    folders = [source.images, source.images / "bonn", source.images / "ulm"]
+    assert len(dataset.files()) == 2 * len(IMAGES) + len(folders)
+    assert set(folders) <= set(dataset.files())  # another image would be one more to evaluate
 
 
 def test_limit_sample_and_instances_are_in_the_digest(source: DatasetSource) -> None:

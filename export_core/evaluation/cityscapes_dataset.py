@@ -57,6 +57,7 @@ def load(source: DatasetSource) -> Dataset:
         annotations=(),
         annotations_sha256=digest.hexdigest(),
         annotation_files=tuple(instance_file(source, image) for image in images),
+        listed_folders=(source.images, *sorted(each for each in source.images.iterdir() if each.is_dir())),
     )
 
 

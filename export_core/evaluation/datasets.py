@@ -62,6 +62,7 @@ class Dataset:
         annotations: those of ``images``; none for Cityscapes, whose instances are read image by image.
         annotations_sha256: of the bytes of all annotation files.
         annotation_files: where annotations are not one file but one for each image.
+        listed_folders: where no file lists the images: folders in which another one may appear.
     """
 
     source: DatasetSource
@@ -70,6 +71,7 @@ class Dataset:
     annotations: tuple[Annotation, ...]
     annotations_sha256: str
     annotation_files: tuple[Path, ...] = ()
+    listed_folders: tuple[Path, ...] = ()
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -176,9 +178,10 @@ class Dataset:
         return total.hexdigest()
 
     def files(self) -> list[Path]:
-        """Return every file that evaluation reads."""
+        """Return every file that evaluation reads, and every folder whose files are the list of images."""
         annotations = self.annotation_files or (self.source.annotations,)
-        return [*annotations, *(image.path for image in self.images), *self._reference_files()]
+        images = [image.path for image in self.images]
+        return [*annotations, *images, *self._reference_files(), *self.listed_folders]
 
     def _reference_files(self) -> list[Path]:
         """Files beside the annotations and images that some tasks compare with, sorted."""
