@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as mask_util
 
-from zooport.export_core.evaluation import ImagePrediction, compute_metrics, load_dataset, select_tasks
+from zooport.export_core.evaluation import (
+    ImagePrediction,
+    compute_metrics,
+    load_dataset,
+    predict_images,
+    select_tasks,
+)
+from zooport.export_core.evaluation.datasets import Dataset
 from zooport.export_core.failures import Failure
 from zooport.export_core.sources import DatasetSource
 from zooport.tests.evaluation_support import DATA, make_config
@@ -33,6 +43,7 @@ def write_lvis(
     return DatasetSource("tiny", folder / "lvis.json", folder / "coco", kind="lvis", **more)
 
 
+@cache
 def predictions() -> dict[int, ImagePrediction]:
     rows: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
     for row in lvis_predictions(lvis_document()):
@@ -64,6 +75,40 @@ def test_box_and_mask_ap_equal_those_of_the_package_lvis(tmp_path: Path) -> None
 
     assert metrics == pytest.approx(expected, abs=1e-9)
     assert {"bbox/APr", "bbox/APc", "bbox/APf", "segm/APr", "segm/AP-c3"} <= set(metrics)
+
+
+class Recorded:
+    """A model that gives the predictions of the support module, in the images' frame."""
+
+    in_image_frame = True
+
+    def __init__(self, dataset: Dataset) -> None:
+        found = predictions()
+        self._rows = iter([found[int(image.id)].values["bbox"] for image in dataset.images])
+        self._classes = {identifier: index for index, identifier in enumerate(dataset.category_ids)}
+
+    def __call__(self, image: Any, **_: Any) -> dict[str, Any]:
+        rows = next(self._rows)
+        boxes = np.array([row["bbox"] for row in rows], dtype=np.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        return {
+            "pred_boxes": boxes,
+            "scores": np.array([row["score"] for row in rows], dtype=np.float32),
+            "pred_classes": np.array([self._classes[row["category_id"]] for row in rows]),
+            "pred_masks": np.array([mask_util.decode(segmentation(row)) for row in rows], np.bool_)[:, None],
+        }
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+def test_what_does_not_count_is_not_carried_along(tmp_path: Path) -> None:
+    dataset = load_dataset(write_lvis(tmp_path))
+    collected = predict_images(Recorded(dataset), dataset, CONFIG)
+
+    expected = json.loads((DATA / "lvis_metrics.json").read_text())
+    assert compute_metrics(collected, dataset, CONFIG) == pytest.approx(expected, abs=1e-3)  # float32
+    for task in ("bbox", "segm"):
+        kept = sum(len(prediction.values[task]) for prediction in collected)
+        assert 0 < kept < 0.9 * sum(len(prediction.values[task]) for prediction in predictions().values())
 
 
 def test_what_is_not_known_of_an_image_costs_nothing(tmp_path: Path) -> None:

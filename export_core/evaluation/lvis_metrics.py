@@ -9,7 +9,7 @@ image count; AP is also averaged over rare, common and frequent categories.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from zooport.export_core.evaluation.coco_metrics import (
 from zooport.export_core.evaluation.datasets import Dataset, DatasetImage
 from zooport.export_core.evaluation.lvis_dataset import FREQUENCIES
 from zooport.export_core.evaluation.postprocess import Array
-from zooport.export_core.evaluation.tasks import unique_labels
+from zooport.export_core.evaluation.tasks import ImageOutputs, unique_labels
 
 MAX_DETECTIONS = 300
 _IOUS = np.linspace(0.5, 0.95, 10)
@@ -50,6 +50,10 @@ class LvisBoxAP(BoxAP):
     def applies(self, config: Any, dataset: Dataset) -> bool:
         """Every detector, on LVIS annotations."""
         return detects(config) and dataset.source.kind == "lvis"
+
+    def collect(self, result: ImageOutputs, dataset: Dataset, config: Any) -> Results:
+        """Return what COCO's task does, without the detections that do not count in this image."""
+        return _counting(super().collect(result, dataset, config), result.image, dataset)
 
     def score(self, values: Sequence[Results], dataset: Dataset, config: Any) -> dict[str, float]:
         """Return AP, AP50, AP75, APs, APm, APl, APr, APc, APf and AP per category."""
@@ -70,6 +74,10 @@ class LvisMaskAP(MaskAP):
         """Categories must be the model's classes, and every object must have a readable mask."""
         require_detection_classes(config, dataset)
         super().check(config, dataset)
+
+    def collect(self, result: ImageOutputs, dataset: Dataset, config: Any) -> Results:
+        """Return what COCO's task does, without the detections that do not count in this image."""
+        return _counting(super().collect(result, dataset, config), result.image, dataset)
 
     def score(self, values: Sequence[Results], dataset: Dataset, config: Any) -> dict[str, float]:
         """Return AP, AP50, AP75, APs, APm, APl, APr, APc, APf and AP per category."""
@@ -143,6 +151,21 @@ def _order(identifier: int | str) -> tuple[bool, int | str]:
     return isinstance(identifier, str), identifier
 
 
+def _counting(rows: Results, image: DatasetImage, dataset: Dataset) -> Results:
+    """Leave out most of what was found: in an image, annotators looked for few of LVIS's categories."""
+    present = {annotation.category_id for annotation in dataset.annotations_by_image[image.id]}
+    return _federated(rows, image, present)
+
+
+def _federated(rows: Results, image: DatasetImage, present: Container[int]) -> Results:
+    """Return the best detections, the highest score first, of categories that are there or known not to be.
+
+    Detections of other categories take part in the choice of the best; equal scores keep their order.
+    """
+    best = sorted(rows, key=lambda row: -row["score"])[:MAX_DETECTIONS]
+    return [row for row in best if row["category_id"] in present or row["category_id"] in image.absent]
+
+
 def _match_image(
     shape: str, image: DatasetImage, objects: Results, detections: Results
 ) -> Iterator[_Matches]:
@@ -150,10 +173,8 @@ def _match_image(
     truth, found = defaultdict(list), defaultdict(list)
     for row in objects:
         truth[row["category_id"]].append(row)
-    best = sorted(detections, key=lambda row: -row["score"])[:MAX_DETECTIONS]  # stable, as ties stay in order
-    for row in best:
-        if row["category_id"] in truth or row["category_id"] in image.absent:
-            found[row["category_id"]].append(row)
+    for row in _federated(detections, image, truth.keys()):
+        found[row["category_id"]].append(row)
     for category in {**truth, **found}:
         partly = category in image.not_exhaustive
         yield _match_category(shape, category, truth[category], found[category], partly)
