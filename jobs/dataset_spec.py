@@ -67,7 +67,7 @@ class _Dataset(_Strict):
 
 
 class NamedDatasetSpec(_Dataset):
-    """``datasets: {NAME: {name: coco_2017_val}}``: one that detectron2 knows, below DETECTRON2DATASETS."""
+    """``datasets: {NAME: {name: coco_2017_val}}``: one that detectron2 knows, below DETECTRON2_DATASETS."""
 
     name: str
 
