@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_util
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from zooport.export_core.evaluation.annotations import Annotation
 from zooport.export_core.evaluation.datasets import Dataset
@@ -187,9 +188,7 @@ def coco_precision(
     category_ids: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
 ) -> Array:
-    """Return the precision table of pycocotools; -1 marks entries that no ground truth defines.
-
-    It is counted by :func:`engine`.
+    """Return pycocotools' precision table; -1 marks entries that no ground truth defines.
 
     Images and annotations get new ids: pycocotools takes an annotation with id 0 for unmatched. The order of
     the dataset's image ids is kept because it decides between equal scores.
@@ -201,11 +200,10 @@ def coco_precision(
         for rank, index in enumerate(order)
     ]
     categories = [{"id": category.id, "name": category.name} for category in dataset.categories]
-    new_coco, new_evaluation = engine()
     with silence():
-        evaluation = new_evaluation(
-            _coco(new_coco(), images, categories, [truth[index] for index in order]),
-            _coco(new_coco(), images, categories, [found[index] for index in order]),
+        evaluation = COCOeval(
+            _coco(images, categories, [truth[index] for index in order]),
+            _coco(images, categories, [found[index] for index in order]),
             kind,
         )
         if category_ids is not None:
@@ -216,21 +214,6 @@ def coco_precision(
         evaluation.accumulate()
     precision: Array = evaluation.eval["precision"]
     return precision
-
-
-@cache
-def engine() -> tuple[Callable[[], Any], Callable[..., Any]]:
-    """Return what makes the COCO objects and the evaluation of whichever package counts.
-
-    faster-coco-eval where it is installed: the same numbers to the last digit or two, ten times as fast.
-    """
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        from pycocotools import coco, cocoeval
-
-        return coco.COCO, cocoeval.COCOeval
-    return COCO, partial(COCOeval_faster, extra_calc=False)
 
 
 def defined(metrics: Mapping[str, float | None]) -> dict[str, float]:
@@ -251,11 +234,12 @@ def mean_precision(precision: Array) -> float | None:
     return float(np.mean(valid)) if valid.size else None
 
 
-def _coco(coco: Any, images: Results, categories: Results, grouped: Sequence[Results]) -> Any:
+def _coco(images: Results, categories: Results, grouped: Sequence[Results]) -> Any:
     annotations: Results = []
     for rank, rows in enumerate(grouped):
         for row in rows:
             annotations.append({"iscrowd": 0, **row, "image_id": rank, "id": len(annotations) + 1})
+    coco = COCO()
     coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
     coco.createIndex()
     return coco

@@ -44,16 +44,23 @@ _FULL_OVERLAP = 1 - 1e-10  # what an IoU threshold of 1 asks for
 BoolArray = npt.NDArray[np.bool_]
 
 
-class LvisBoxAP(BoxAP):
-    """LVIS box AP."""
+class LvisBoxAP:
+    """LVIS box AP. It collects as COCO's task does, and inherits nothing of how that one counts."""
+
+    name = BoxAP.name
+    outputs = BoxAP.outputs
 
     def applies(self, config: Any, dataset: Dataset) -> bool:
         """Every detector, on LVIS annotations."""
         return detects(config) and dataset.source.kind == "lvis"
 
+    def check(self, config: Any, dataset: Dataset) -> None:
+        """The dataset must have as many categories as the model has classes."""
+        require_detection_classes(config, dataset)
+
     def collect(self, result: ImageOutputs, dataset: Dataset, config: Any) -> Results:
         """Return what COCO's task does, without the detections that do not count in this image."""
-        return _counting(super().collect(result, dataset, config), result.image, dataset)
+        return _counting(BoxAP().collect(result, dataset, config), result.image, dataset)
 
     def score(self, values: Sequence[Results], dataset: Dataset, config: Any) -> dict[str, float]:
         """Return AP, AP50, AP75, APs, APm, APl, APr, APc, APf and AP per category."""
@@ -62,8 +69,11 @@ class LvisBoxAP(BoxAP):
         return lvis_metrics("bbox", truth, found, dataset)
 
 
-class LvisMaskAP(MaskAP):
+class LvisMaskAP:
     """LVIS mask AP; a detection's area is its mask's."""
+
+    name = MaskAP.name
+    outputs = MaskAP.outputs
 
     def applies(self, config: Any, dataset: Dataset) -> bool:
         """Models with a mask head, on LVIS annotations with masks."""
@@ -73,11 +83,11 @@ class LvisMaskAP(MaskAP):
     def check(self, config: Any, dataset: Dataset) -> None:
         """Categories must be the model's classes, and every object must have a readable mask."""
         require_detection_classes(config, dataset)
-        super().check(config, dataset)
+        MaskAP().check(config, dataset)
 
     def collect(self, result: ImageOutputs, dataset: Dataset, config: Any) -> Results:
         """Return what COCO's task does, without the detections that do not count in this image."""
-        return _counting(super().collect(result, dataset, config), result.image, dataset)
+        return _counting(MaskAP().collect(result, dataset, config), result.image, dataset)
 
     def score(self, values: Sequence[Results], dataset: Dataset, config: Any) -> dict[str, float]:
         """Return AP, AP50, AP75, APs, APm, APl, APr, APc, APf and AP per category."""

@@ -36,8 +36,8 @@ Progress = Callable[[int, int], None]
 
 for _task in (BoxAP(), MaskAP(), KeypointAP(), PanopticQuality(), SemanticIoU(), ProposalRecall()):
     register(_task)
-for _task in (LvisBoxAP(), LvisMaskAP()):
-    register(_task, "lvis")
+register(LvisBoxAP(), "lvis")
+register(LvisMaskAP(), "lvis")
 register(VocBoxAP(), "voc")
 register(CityscapesMaskAP(), "cityscapes")
 
