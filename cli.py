@@ -605,6 +605,45 @@ def export(
     return export_one(order, result)
 
 
+@app.command()
+def predict(
+    artifact: Annotated[
+        str, typer.Argument(metavar="ARTIFACT", help="Its directory, or an export as show takes it.")
+    ],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, folders and patterns.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw each image with what was found, as a PNG there.")
+    ] = None,
+    score_threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="SCORE",
+            help="Only what has this score. Default: 0.5 in tables and pictures, everything in JSON and CSV.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("-n", "--limit", min=1, help="Only the best N of each image.")
+    ] = None,
+    timeout: TimeoutOption = None,
+    output: OutputOption = OutputFormat.TABLE,
+    registry: RegistryOption = None,
+) -> int:
+    """Run an artifact of any format on images: a table, COCO results as JSON, and pictures with --out.
+
+    It is the artifact alone that runs, in its own runtime. An image that cannot be read is named, the others
+    are predicted, and the exit code is 1.
+    """
+    from zooport.jobs.prediction import Order
+    from zooport.jobs.prediction import predict as run_prediction
+
+    deadlines = _deadlines(timeout)
+    order = Order(artifact, images, out, score_threshold, limit, deadlines.total, deadlines.stages, registry)
+    return run_prediction(order, output)
+
+
 @db.command()
 def upgrade(registry: RegistryOption = None) -> None:
     """Bring a registry to the schema of this zooport."""

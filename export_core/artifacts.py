@@ -223,6 +223,16 @@ def measure(directory: Path) -> Published:
     return Published(digests, sum(path.stat().st_size for path in files))
 
 
+def visible_files(staging: Path) -> dict[str, str]:
+    """Return the sha256 of each file that a format has written, by relative path; hidden ones are none."""
+    paths = (path.relative_to(staging) for path in sorted(staging.rglob("*")) if path.is_file())
+    return {
+        path.as_posix(): file_sha256(staging / path)
+        for path in paths
+        if not any(part.startswith(".") for part in path.parts) and path.as_posix() != DESCRIPTION
+    }
+
+
 def file_sha256(path: Place) -> str:
     """Return the sha256 of a file in hexadecimal; the file is streamed."""
     if isinstance(path, RemotePath):

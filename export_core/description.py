@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zooport.export_core.artifacts import DESCRIPTION
 from zooport.export_core.extensions import describe as describe_extensions
 from zooport.export_core.outputs import describe_outputs
+from zooport.export_core.vocabulary import describe_vocabulary
 
 if TYPE_CHECKING:
     from zooport.export_core.config import Config
@@ -59,8 +60,9 @@ def describe_model(
         "meta_architecture": config.MODEL.META_ARCHITECTURE,
         "inputs": inputs,
         "outputs": outputs,
+        "fields": sorted(sample.outputs),
         "preprocessing": preprocessing(config),
-        "classes": _classes(dataset),
+        **describe_vocabulary(config, dataset, sample.outputs),
         "source": {
             "config": str(source.config),
             "config_sha256": config.digest(),
@@ -98,13 +100,6 @@ def preprocessing(config: Config) -> dict[str, Any]:
             "padding": "zeros after normalisation, right and bottom",
         },
     }
-
-
-def _classes(dataset: Dataset | None) -> list[dict[str, Any]] | None:
-    if dataset is None:
-        return None
-    pairs = zip(dataset.class_names, dataset.category_ids, strict=True)
-    return [{"index": index, "name": name, "dataset_id": id_} for index, (name, id_) in enumerate(pairs)]
 
 
 def write_description(description: Mapping[str, Any], directory: Path) -> None:

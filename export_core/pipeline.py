@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zooport.export_core import extensions, formats
+from zooport.export_core.artifacts import visible_files
 from zooport.export_core.config import Config, load_config
 from zooport.export_core.description import describe_model, read_description, write_description
 from zooport.export_core.evaluation import open_image_cache
@@ -98,6 +99,7 @@ def _export(
         checkpoint, config, digest, exporter, samples[0], loaded_dataset, options, notes
     )
     exporter.annotate(staging, description)
+    description["files"] = visible_files(staging)
     write_description(description, staging)
     _hand_over(staging, config, fields, samples)
     return notes

@@ -7,6 +7,8 @@ from zooport.export_core.failures import Failure, FailureRecord
 FAILED = 1
 USAGE = 2
 _TO_BE_CHANGED = (
+    "artifact.foreign",
+    "artifact.missing",
     "config.",
     "dataset.",
     "export.option",

@@ -258,7 +258,7 @@ def _merge(framed: Tree, labels: Any, image: tuple[int, int], config: Config) ->
     areas = np.bincount(panoptic.ravel())
     listed = [
         {"id": id_, "isthing": thing, "category_id": label} | ({} if thing else {"area": int(areas[id_])})
-        for id_, thing, label in segments
+        for id_, thing, label, _ in segments
     ]
     return {"map": panoptic, "segments": listed}
 

@@ -168,6 +168,6 @@ def check_maps(record: dict[str, Array], framed: dict[str, Array], labels: Array
     assert flipped(labels, record["post_sem_seg_argmax"]) <= FLIPPED
     assert flipped(panoptic, record["post_panoptic_seg"]) <= FLIPPED
     wanted = json.loads(str(record["post_panoptic_info"]))
-    assert [tuple(one) for one in segments] == [
+    assert [tuple(one)[:3] for one in segments] == [
         (entry["id"], entry["isthing"], entry["category_id"]) for entry in wanted
     ]

@@ -45,6 +45,7 @@ class Category:
     Attributes:
         keypoints: names of its keypoints, empty when it has none.
         frequency: in LVIS, by images of the training set: "r" (rare), "c" (common) or "f" (frequent).
+        skeleton: which keypoints a line joins when they are drawn, as pairs of indices from 0 on.
     """
 
     id: int
@@ -52,6 +53,7 @@ class Category:
     keypoints: tuple[str, ...] = ()
     is_thing: bool = True
     frequency: str = ""
+    skeleton: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,13 @@ class _Reader:
         if not isinstance(keypoints, list):
             raise self.failure(f"{what}: keypoints must be a list of names")
         names = tuple(str(keypoint) for keypoint in keypoints)
-        return Category(entry["id"], name, names, bool(entry.get("isthing", 1)))
+        return Category(
+            entry["id"],
+            name,
+            names,
+            bool(entry.get("isthing", 1)),
+            _skeleton(entry.get("skeleton"), len(names)),
+        )
 
     def image(self, entry: Mapping[str, Any], what: str) -> ImageEntry:
         file_name = entry.get("file_name")
@@ -344,6 +352,16 @@ def _decode_counts(text: str) -> list[int]:
     values[2::2] = values[2::2].cumsum()
     runs: list[int] = values.tolist()
     return runs
+
+
+def _skeleton(given: Any, count: int) -> tuple[tuple[int, int], ...]:
+    """Return COCO's pairs, which count from 1, from 0 on; it is for drawing, so a strange one is none."""
+    pairs = given if isinstance(given, list) else []
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        return ()
+    if not all(type(end) is int and 1 <= end <= count for pair in pairs for end in pair):
+        return ()
+    return tuple((first - 1, second - 1) for first, second in pairs)
 
 
 def _is_number(value: Any) -> bool:

@@ -14,11 +14,15 @@ LabelMap = npt.NDArray[np.int32]
 
 
 class Segment(NamedTuple):
-    """One segment of a panoptic map: ``label`` is a thing's class index, or a stuff's semantic label."""
+    """One segment of a panoptic map: ``label`` is a thing's class index, or a stuff's semantic label.
+
+    ``instance`` is the index of the instance that a thing's pixels come from.
+    """
 
     id: int
     is_thing: bool
     label: int
+    instance: int | None = None
 
 
 def semantic_labels(logits: Array, network_size: tuple[int, int], image_size: tuple[int, int]) -> LabelMap:
@@ -88,7 +92,7 @@ def merge_panoptic(
         area, left_over = np.count_nonzero(crop), np.count_nonzero(free)
         if left_over == 0 or (area - left_over) / area > overlap:
             continue
-        segments.append(Segment(len(segments) + 1, True, int(classes[index])))
+        segments.append(Segment(len(segments) + 1, True, int(classes[index]), int(index)))
         window[free] = segments[-1].id
     for label in np.unique(labels):
         free = (labels == label) & (panoptic == 0)

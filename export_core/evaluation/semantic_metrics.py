@@ -140,6 +140,18 @@ def _labels_by_category(config: Any, dataset: Dataset) -> dict[int, int]:
     )
 
 
+def label_terms(config: Any, dataset: Dataset) -> list[tuple[str, int | None]]:
+    """Return name and category id of each semantic label; None for all things, and where none is known."""
+    names = _label_names(config, dataset)
+    ids: list[int | None] = [None] * len(names)
+    if dataset.panoptic is not None and not all(name.isdecimal() for name in names):
+        for category, label in _labels_by_category(config, dataset).items():
+            ids[label] = category
+        if names[0] == "things" and len(names) == len(dataset.panoptic.stuff) + 1:
+            ids[0] = None
+    return list(zip(names, ids, strict=True))
+
+
 def _label_names(config: Any, dataset: Dataset) -> list[str]:
     """Return the name of each label; its number where label maps come without panoptic categories."""
     names = [str(label) for label in range(setting(config, _CLASSES))]
