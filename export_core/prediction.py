@@ -318,7 +318,7 @@ def _save(picture: Picture, marks: Sequence[Mark], path: Path) -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw(picture, marks)).save(path, format="PNG")
+        Image.fromarray(draw(picture, marks)).save(path, format="PNG", compress_level=3)
     except OSError as error:
         raise disk_failure(error, Stage.EVALUATE, path) from None
 

@@ -73,7 +73,7 @@ def cover(proposals: Array, objects: Array) -> list[float]:
     Returns:
         G numbers in no particular order; 0 for objects beyond the number of proposals.
     """
-    overlaps = _pairwise_iou(proposals, objects)
+    overlaps = pairwise_iou(proposals, objects)
     covered = [0.0] * len(objects)
     for step in range(min(overlaps.shape)):
         proposal, target = np.unravel_index(np.argmax(overlaps), overlaps.shape)
@@ -83,7 +83,8 @@ def cover(proposals: Array, objects: Array) -> list[float]:
     return covered
 
 
-def _pairwise_iou(left: Array, right: Array) -> Array:
+def pairwise_iou(left: Array, right: Array) -> Array:
+    """Return the IoU (L, R) of xyxy boxes (L, 4) and (R, 4)."""
     low = np.maximum(left[:, None, :2], right[None, :, :2])
     high = np.minimum(left[:, None, 2:], right[None, :, 2:])
     shared = (high - low).clip(min=0).prod(axis=2)

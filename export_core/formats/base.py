@@ -71,9 +71,11 @@ class Format(ABC):
 
     Attributes:
         remarks: what the user should know of the last export, one line each.
+        inner_parts_are_called: see :meth:`inner_outputs`.
     """
 
     info: FormatInfo
+    inner_parts_are_called = False
 
     def __init__(self) -> None:
         self.remarks: list[str] = []
@@ -143,6 +145,30 @@ class Format(ABC):
         Raises:
             Failure: ``artifact.unloadable``.
         """
+
+    def inner_outputs(
+        self,
+        directory: Path,
+        inputs: Mapping[str, Array],
+        calls: Mapping[str, Sequence[Any]],
+        options: Mapping[str, Any],
+    ) -> Mapping[str, Sequence[Array]]:
+        """Return what parts of the model give inside of an artifact, to find where it departs from the model.
+
+        Either the whole artifact runs on the inputs, or, where ``inner_parts_are_called`` is true, each part
+        is called with the arguments of the eager model's.
+
+        Args:
+            directory: the artifact's.
+            inputs: of the artifact.
+            calls: dotted name of each part -> the arguments that the eager model called it with, of torch.
+            options: of the format.
+
+        Returns:
+            Name -> the tensors that the part returned, of the parts that can be told; those of equal shape in
+            the eager model's order. {} of a format or an option where inner tensors cannot be had.
+        """
+        return {}
 
     def tolerance(self, options: Mapping[str, Any]) -> Tolerance:
         """Return how far the outputs of an artifact with these options may be from the eager model's."""

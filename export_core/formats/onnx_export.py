@@ -25,6 +25,7 @@ from zooport.export_core.formats.onnx_operators import (
     LOWEST_OPSET,
     registered,
 )
+from zooport.export_core.formats.onnx_stages import run_tagged, tagged, untag
 from zooport.export_core.outputs import FIELDS, Field
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class Onnx(Format):
                 inputs = {**inputs, **_frame_of(inputs["image"])}
             outputs = _convert(model, flat, inputs, fields, raw, options.get("opset", DEFAULT_OPSET))
             made = onnx_file.simplify(raw, Path(folder) / "simple.onnx")
+            untag(made)
             onnx_file.name_lengths(made, {**_lengths(inputs), **_lengths(outputs)})
             if options.get("fp16"):
                 to_half(made)
@@ -159,6 +161,18 @@ class Onnx(Format):
             return dict(zip(fields, found, strict=True))
 
         return predict
+
+    def inner_outputs(
+        self,
+        directory: Path,
+        inputs: Mapping[str, Array],
+        calls: Mapping[str, Sequence[Any]],
+        options: Mapping[str, Any],
+    ) -> Mapping[str, Sequence[Array]]:
+        """Run the graph once more with inner values as outputs; those of a batch are inside of a loop."""
+        if "batch" in options:
+            return {}
+        return run_tagged(directory / onnx_file.MAIN_FILE, inputs, _threads())
 
     def expected(
         self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], options: Mapping[str, Any]
@@ -299,7 +313,8 @@ def _convert(
     with warnings.catch_warnings(), torch.no_grad(), stand_ins(model), registered(opset):
         warnings.simplefilter("ignore")
         try:
-            outputs = dict(zip(fields, flat(*inputs.values()), strict=True))
+            outputs = dict(zip(fields, flat(*inputs.values()), strict=False))
+            tags: dict[str, int] = flat.tags  # type: ignore[assignment]
             torch.onnx.export(
                 flat,
                 tuple(inputs.values()),
@@ -307,10 +322,13 @@ def _convert(
                 dynamo=False,
                 opset_version=opset,
                 input_names=list(inputs),
-                output_names=list(fields),
+                output_names=[*fields, *tags],
                 dynamic_axes={
-                    name: {axis: length for axis, length in enumerate(lengths) if isinstance(length, str)}
-                    for name, lengths in {**_lengths(inputs), **_lengths(outputs)}.items()
+                    **{
+                        name: {axis: length for axis, length in enumerate(lengths) if isinstance(length, str)}
+                        for name, lengths in {**_lengths(inputs), **_lengths(outputs)}.items()
+                    },
+                    **{name: {axis: f"{name}_{axis}" for axis in range(rank)} for name, rank in tags.items()},
                 },
             )
         except Exception as error:
@@ -349,20 +367,28 @@ def _flat_module(
         inputs: names of the arguments, the image first.
         fields: names of the results.
         framed: whether height and width of the original image follow, in whose frame the results are to be.
+
+    Returns:
+        The module; behind the fields it returns the tensors of :attr:`tags`, name -> number of dimensions.
     """
     import torch
 
     from zooport.export_core.formats.onnx_frame import to_frame
+    from zooport.export_core.modeling.stages import recording
 
     class Flat(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = model
+            self.tags: dict[str, int] = {}
 
         def forward(self, *arguments: torch.Tensor) -> Any:
-            found = self.model([dict(zip(inputs, arguments, strict=False))])[0]
+            with recording(self.model) as calls:
+                found = self.model([dict(zip(inputs, arguments, strict=False))])[0]
+            inner = tagged(calls, {} if framed else found)
+            self.tags = {name: value.dim() for name, value in inner.items()}
             if framed:
                 found = to_frame(found, arguments[0], *arguments[-2:])
-            return tuple(found[name] for name in fields)
+            return tuple(found[name] for name in fields) + tuple(inner.values())
 
     return Flat().eval()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zooport.export_core.formats import torchscript_runtime as runtime
 from zooport.export_core.formats.base import AnyPredictor, Array, Entry, Format, FormatInfo, as_arrays
 from zooport.export_core.formats.torchscript_errors import conversion_failure
+from zooport.export_core.formats.torchscript_stages import call_modules
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,6 +24,8 @@ class TorchScriptScript(Format):
         main_file=runtime.MAIN_FILE,
         call="outputs = torch.jit.load('model.ts')([{'image': image}, ...])",
     )
+
+    inner_parts_are_called = True
 
     def export(
         self,
@@ -54,6 +57,16 @@ class TorchScriptScript(Format):
                 return as_arrays(module([inputs])[0])
 
         return predict
+
+    def inner_outputs(
+        self,
+        directory: Path,
+        inputs: Mapping[str, Array],
+        calls: Mapping[str, Sequence[Any]],
+        options: Mapping[str, Any],
+    ) -> Mapping[str, Sequence[Array]]:
+        """Call the parts of the module, which have the names of the eager model's."""
+        return call_modules(runtime.load(directory), calls, traced=False)
 
     def describe_signature(
         self, inputs: list[Entry], outputs: list[Entry], options: Mapping[str, Any]

@@ -11,6 +11,7 @@ from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats import torchscript_runtime as runtime
 from zooport.export_core.formats.base import AnyPredictor, Array, Entry, Format, FormatInfo, as_arrays
 from zooport.export_core.formats.torchscript_errors import conversion_failure
+from zooport.export_core.formats.torchscript_stages import call_modules
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,6 +30,8 @@ class TorchScriptTrace(Format):
         call="outputs = torch.jit.load('model.ts')(image)",
         options={"batch": "N: (N, 3, H, W) in, a tuple of N tuples out; default: one image (3, H, W)"},
     )
+
+    inner_parts_are_called = True
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse unknown options and a batch that is no positive integer."""
@@ -96,6 +99,16 @@ class TorchScriptTrace(Format):
                 return as_arrays(dict(zip(names, outputs, strict=True)))
 
         return predict
+
+    def inner_outputs(
+        self,
+        directory: Path,
+        inputs: Mapping[str, Array],
+        calls: Mapping[str, Sequence[Any]],
+        options: Mapping[str, Any],
+    ) -> Mapping[str, Sequence[Array]]:
+        """Call the parts of the module, which have the names of the eager model's."""
+        return call_modules(runtime.load(directory).model, calls, traced=True)
 
     def describe_signature(
         self, inputs: list[Entry], outputs: list[Entry], options: Mapping[str, Any]
