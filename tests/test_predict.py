@@ -18,12 +18,17 @@ from pycocotools.cocoeval import COCOeval
 
 from zooport.cli import run
 from zooport.export_core import demo, formats, pipeline
+from zooport.export_core.evaluation.findings import coco_result, find
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats import onnx_export
 from zooport.export_core.prediction import ImageJob, Selection, predict_stage
+from zooport.export_core.vocabulary import Vocabulary
 from zooport.jobs import prediction
 from zooport.jobs.manifest import load_manifest
-from zooport.jobs.prediction import find_images, plan_pictures
+from zooport.jobs.prediction import find_artifact, find_images, plan_pictures
+from zooport.jobs.registry import open_registry
+from zooport.jobs.values import ArtifactRecord, ExportResult
+from zooport.tests.registry_support import TRACE, begin, fail, succeed
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
 
@@ -359,6 +364,39 @@ def predict_one_and_die(*arguments: Any, report: Any) -> None:
     with results.open("a") as file:
         file.write('{"begins": 1}\n')
     os.abort()
+
+
+def test_an_export_of_the_registry_is_found_by_its_name(make: Make, tmp_path: Path) -> None:
+    url = str(tmp_path / "zooport.db")
+    artifact = make("mask_rcnn_fpn")
+    with open_registry(url) as registry:
+        made, failed, gone = begin(registry, ["made", "failed", "gone"])
+        registry.start_attempt(made.id, "worker", made.log)
+        record = ArtifactRecord(artifact, "model.onnx", "ab" * 32, 1, {"model.onnx": "ab" * 32})
+        registry.finish_attempt(made.id, ExportResult(made.id, 1.0, artifact=record), {})
+        fail(registry, failed)
+        succeed(registry, gone)
+
+    assert find_artifact(f"made/{TRACE}", url) == artifact
+    assert find_artifact(made.id, url) == artifact
+    for name, said in (("failed", "export.failed"), ("gone", "not at /out/gone"), ("none", "neither")):
+        with pytest.raises(Failure, match=said) as raised:
+            find_artifact(name, url)
+        assert raised.value.code == "artifact.missing"
+
+
+def test_proposals_are_of_one_category_with_scores_from_0_to_1() -> None:
+    outputs = {
+        "proposal_boxes": np.array([[0, 0, 10, 10], [5, 5, 30, 25], [8, 8, 8, 20]], dtype=np.float32),
+        "objectness_logits": np.array([-1, 3, 2], dtype=np.float32),
+    }
+
+    found = find(outputs, "x", (50, 100), (100, 200), Vocabulary())
+
+    rows = [coco_result(one, "a/000000000007.jpg", (100, 200)) for one in found]
+    assert [row["bbox"] for row in rows] == [[10, 10, 50, 40], [0, 0, 20, 20]]  # without the empty one
+    assert [row["score"] for row in rows] == pytest.approx([0.952574, 0.268941], abs=1e-6)
+    assert {(row["category_id"], row["image_id"], row["kind"]) for row in rows} == {(1, 7, "proposal")}
 
 
 def test_images_are_files_folders_and_patterns_each_once(tmp_path: Path) -> None:

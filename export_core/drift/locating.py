@@ -177,7 +177,10 @@ class _Search:
             given |= {"height": np.array(image.height), "width": np.array(image.width)}
             boxes[0] = scale_boxes(boxes[0], network_size, (image.height, image.width))
         comparison = compare_stages(self.model, self.artifact, inputs, given, (boxes[0], boxes[1]))
-        return replace(comparison, deviations=comparison.deviations + self._dense())
+        dense = self._dense()
+        known = {one.tensor.replace("sem_seg", "sem_seg_head") for one in dense}
+        untold = tuple(part for part in comparison.untold if part not in known)
+        return replace(comparison, deviations=comparison.deviations + dense, untold=untold)
 
     def _dense(self) -> tuple[Deviation, ...]:
         """Return how much outputs differ that are a stage's own: logits of labels, and bare proposals."""
@@ -274,7 +277,7 @@ def _output_deviation(seen: _Seen) -> Deviation:
 
 def _judged_last(comparisons: Sequence[Comparison], last: Deviation, name: str) -> tuple[str, Deviation, str]:
     """Return post-processing as the first stage that differs, if all before it were compared."""
-    untold = list(dict.fromkeys(stage for one in comparisons for stage in one.untold))
+    untold = list(dict.fromkeys(part for one in comparisons for part in one.untold))
     if untold:
         return OUTPUTS, last, f"{name} tells nothing of {', '.join(untold)} inside of this artifact"
     if not all(one.whole_proposals for one in comparisons):

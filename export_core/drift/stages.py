@@ -48,7 +48,7 @@ class Comparison:
 
     Attributes:
         deviations: in the order of the forward pass.
-        untold: stages of the eager model of which the artifact told nothing.
+        untold: parts of the eager model of which the artifact told nothing, or not all.
         whole_proposals: whether the choice of proposals was among what was compared.
     """
 
@@ -86,10 +86,15 @@ def compare_stages(
     if not exporter.inner_parts_are_called:
         comparer.align(calls, boxes, max(_NEAR, tolerance.pixels))
     deviations = [one for name, call in calls.items() for one in comparer.compare(name, stages[name], call)]
-    told = {stages[name] for name in calls if name in inner}
-    untold = [stage for stage in dict.fromkeys(stages[name] for name in calls) if stage not in told]
     chosen = _GENERATOR not in calls or _GENERATOR in inner
-    return Comparison(tuple(deviations), tuple(untold), chosen)
+    return Comparison(tuple(deviations), _untold(model, inner), chosen)
+
+
+def _untold(model: nn.Module, inner: Mapping[str, Sequence[Array]]) -> tuple[str, ...]:
+    """Return the parts of the model with parameters that no told part has."""
+    told = tuple(f"{name}." for name in inner)
+    names = [name for name, _ in model.named_parameters() if not name.startswith(told)]
+    return tuple(dict.fromkeys(name.partition(".")[0] for name in names))
 
 
 @dataclass(frozen=True)
