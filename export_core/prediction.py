@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,22 @@ class Prepared:
 
     planes: Array
     original: Picture
+
+
+def predict_with_threads(
+    threads: int,
+    directory: Path,
+    jobs: Sequence[ImageJob],
+    selection: Selection,
+    results: Path,
+    report: Report,
+) -> list[str]:
+    """Predict as :func:`predict_stage`, in a process of its own, with so many compute threads.
+
+    Runtimes read the variable when they are imported, which is after this.
+    """
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    return predict_stage(directory, jobs, selection, results, report)
 
 
 def predict_stage(

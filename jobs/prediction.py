@@ -30,7 +30,7 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm
 COLUMNS = ("image_id", "file_name", "category_id", "category", "kind", "score", "bbox")
 DRAWN_ABOVE = 0.5
 _LISTED = 10  # pictures that are named one by one
-_STAGE = "zooport.export_core.prediction:predict_stage"
+_STAGE = "zooport.export_core.prediction:predict_with_threads"
 _LOOK = 0.2  # seconds between two looks at how far the process is
 
 
@@ -229,6 +229,7 @@ def _run(
         with _progress(folder / "results", len(jobs)) as on_stage:
             notes: Sequence[str] = run_isolated(
                 _STAGE,
+                _threads(),
                 directory,
                 jobs,
                 selection,
@@ -247,6 +248,15 @@ def _run(
     finally:
         server.close()
     return notes
+
+
+def _threads() -> int:
+    """Return the number of threads that the user asks for; without that one, as evaluations have.
+
+    Sums over several threads differ in their last digits from those that were verified.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else 1
 
 
 @contextmanager

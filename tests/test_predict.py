@@ -359,7 +359,7 @@ def predict_one_and_die(*arguments: Any, report: Any) -> None:
     """Predict the first image and die at the second, as a runtime does that crashes."""
     import os
 
-    directory, jobs, selection, results = arguments
+    _, directory, jobs, selection, results = arguments
     predict_stage(directory, jobs[:1], selection, results, report)
     with results.open("a") as file:
         file.write('{"begins": 1}\n')
