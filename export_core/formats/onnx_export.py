@@ -18,6 +18,7 @@ from zooport.export_core.formats import onnx_file
 from zooport.export_core.formats.base import AnyPredictor, Array, Entry, Format, FormatInfo, Tolerance
 from zooport.export_core.formats.converter_errors import conversion_failure
 from zooport.export_core.formats.onnx_batch import IMAGE_INDEX, over_images
+from zooport.export_core.formats.onnx_flat import flat_module
 from zooport.export_core.formats.onnx_half import to_half
 from zooport.export_core.formats.onnx_operators import (
     DEFORMABLE_OPSET,
@@ -25,7 +26,7 @@ from zooport.export_core.formats.onnx_operators import (
     LOWEST_OPSET,
     registered,
 )
-from zooport.export_core.formats.onnx_stages import run_tagged, tagged, untag
+from zooport.export_core.formats.onnx_stages import run_tagged, untag
 from zooport.export_core.outputs import FIELDS, Field
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Onnx(Format):
         with tempfile.TemporaryDirectory(dir=directory, prefix=".") as folder:
             raw, done = Path(folder) / "raw.onnx", Path(folder) / "done"
             framed = options.get("postprocess", False)
-            flat = _flat_module(model, tuple(inputs), tuple(fields), framed=framed)
+            flat = flat_module(model, tuple(inputs), tuple(fields), framed=framed)
             if framed:
                 inputs = {**inputs, **_frame_of(inputs["image"])}
             outputs = _convert(model, flat, inputs, fields, raw, options.get("opset", DEFAULT_OPSET))
@@ -355,40 +356,3 @@ def _lengths(values: Mapping[str, Tensor]) -> dict[str, list[int | str]]:
         else:
             lengths[name] = [f"{name}_{axis}" for axis in range(value.dim())]
     return lengths
-
-
-def _flat_module(
-    model: nn.Module, inputs: tuple[str, ...], fields: tuple[str, ...], *, framed: bool
-) -> nn.Module:
-    """Return the model as a function from tensors to the tuple of its fields.
-
-    Args:
-        model: takes and returns lists of dictionaries.
-        inputs: names of the arguments, the image first.
-        fields: names of the results.
-        framed: whether height and width of the original image follow, in whose frame the results are to be.
-
-    Returns:
-        The module; behind the fields it returns the tensors of :attr:`tags`, name -> number of dimensions.
-    """
-    import torch
-
-    from zooport.export_core.formats.onnx_frame import to_frame
-    from zooport.export_core.modeling.stages import recording
-
-    class Flat(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-            self.tags: dict[str, int] = {}
-
-        def forward(self, *arguments: torch.Tensor) -> Any:
-            with recording(self.model) as calls:
-                found = self.model([dict(zip(inputs, arguments, strict=False))])[0]
-            inner = tagged(calls, {} if framed else found)
-            self.tags = {name: value.dim() for name, value in inner.items()}
-            if framed:
-                found = to_frame(found, arguments[0], *arguments[-2:])
-            return tuple(found[name] for name in fields) + tuple(inner.values())
-
-    return Flat().eval()
