@@ -194,7 +194,7 @@ class _Reader:
             name,
             names,
             bool(entry.get("isthing", 1)),
-            _skeleton(entry.get("skeleton"), len(names)),
+            skeleton=_skeleton(entry.get("skeleton"), len(names)),
         )
 
     def image(self, entry: Mapping[str, Any], what: str) -> ImageEntry:
