@@ -14,6 +14,7 @@ _FORMATS = {
     "torchscript-trace": "torchscript_trace:TorchScriptTrace",
     "torchscript-script": "torchscript_script:TorchScriptScript",
     "onnx": "onnx_export:Onnx",
+    "torch-export": "torch_export:TorchExport",
     "caffe2": "caffe2_export:Caffe2",
 }
 
