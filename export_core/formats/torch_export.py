@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,18 +78,18 @@ def exported_program(model: nn.Module, inputs: Mapping[str, Tensor], fields: Seq
     by what they are for the sample, so the graph holds for every size or is not made at all.
 
     Raises:
-        Failure: ``unsupported.operator`` or ``export.failed``.
+        Failure: ``unsupported.operator``, ``export.failed`` or ``dependency.missing``.
     """
     import torch
 
     from zooport.export_core.formats.torch_export_stand_ins import stand_ins
 
-    flat = _flat_module(model, tuple(fields))
+    flat, shapes = _flat_module(model, tuple(fields)), _shapes(inputs)
     image, more = inputs[IMAGE], {name: value for name, value in inputs.items() if name != IMAGE}
     with warnings.catch_warnings(), torch.no_grad(), stand_ins(model):
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(flat, (image,), more, dynamic_shapes=_shapes(inputs), strict=False)
+            program = torch.export.export(flat, (image,), more, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             raise conversion_failure(error, model) from error
     refuse_foreign_operators(program)
@@ -107,9 +108,20 @@ def forget_the_sample(program: Any) -> None:
 
 
 def _shapes(inputs: Mapping[str, Tensor]) -> Any:
-    """Return the shapes that inputs may have; of an input that is not known, the number of rows differs."""
-    from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapesSpec, ShapeVar, TensorSpec
+    """Return the shapes that inputs may have; of an input that is not known, the number of rows differs.
 
+    Raises:
+        Failure: ``dependency.missing`` before torch 2.15.
+    """
+    try:
+        from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapesSpec, ShapeVar, TensorSpec
+    except ImportError:
+        raise Failure(
+            "dependency.missing",
+            f"torch {version('torch')} cannot record lengths as symbols without a value",
+            stage=Stage.EXPORT,
+            hint="pip install 'torch>=2.15', or choose another format",
+        ) from None
     shapes: dict[str, Any] = {}
     for name, value in inputs.items():
         lengths: list[Any] = list(value.shape)
