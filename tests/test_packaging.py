@@ -100,8 +100,8 @@ def test_formats_do_not_import_each_other() -> None:
     offenders = []
     for path in shipped_modules():
         name = module_name(path)
-        own = next((f for f in families if name.startswith(f"zooport.export_core.formats.{f}")), None)
-        others = tuple(f"zooport.export_core.formats.{family}" for family in families - {own})
+        own = next((f for f in families if name.startswith(f"zooport.export_core.formats.{f}_")), None)
+        others = tuple(f"zooport.export_core.formats.{family}_" for family in families - {own})
         if own is not None:
             offenders += [
                 f"{name} imports {used}" for used in imported_names(path) if used.startswith(others)
