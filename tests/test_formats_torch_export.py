@@ -24,7 +24,7 @@ from zooport.export_core.formats.torch_export_stand_ins import LoopedHeatmapDeco
 from zooport.export_core.modeling.build import load_model
 from zooport.export_core.modeling.roi_heads.keypoint_head import HeatmapDecoder
 from zooport.export_core.samples import Sample
-from zooport.export_core.verification import compare_outputs
+from zooport.export_core.verification import compare_outputs, verify
 from zooport.tests.artifact_processes import arrays
 from zooport.tests.official_zoo import build_for_export, inputs_of
 
@@ -241,6 +241,40 @@ def test_what_cannot_be_expressed_is_typed_and_named(
     assert caught.value.hint
     assert "\n" not in caught.value.message
     assert list(tmp_path.iterdir()) == []
+
+
+class Fixed(torch.nn.Module):
+    """Takes the sample's height to be that of every image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.ones(8, 1)
+
+
+class Cells(torch.nn.Module):
+    """Takes the sample's number of pixels to be that of every image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(3, 64)
+
+
+def test_a_length_that_a_module_fixes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="expects every image to have the height 8") as caught:
+        exporter().export(Outer(Fixed()), {"image": torch.zeros(3, 8, 8)}, ["field"], tmp_path, {})
+    assert caught.value.code == "export.failed"
+
+
+def test_a_product_of_lengths_that_a_module_fixes_is_explained(tmp_path: Path) -> None:
+    exporter().export(Outer(Cells()), {"image": torch.zeros(3, 8, 8)}, ["field"], tmp_path, {})
+    taller = np.zeros((3, 9, 8), dtype=np.float32)
+
+    with pytest.raises(Failure, match="the artifact fails on sample 'taller'") as caught:
+        verify(
+            exporter().load(tmp_path, ["field"], {}),
+            [Sample("taller", {"image": taller}, {"field": taller})],
+            exporter().info.tolerance,
+        )
+
+    assert "expects a length of the first sample" in exporter().explain(caught.value, []).hint
 
 
 def test_what_no_artifact_is_is_unloadable(tmp_path: Path) -> None:

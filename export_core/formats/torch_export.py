@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 from zooport.export_core.diagnosis import disk_failure, one_line
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats.base import AnyPredictor, Array, Format, FormatInfo, as_arrays
-from zooport.export_core.formats.torch_export_errors import conversion_failure, refuse_foreign_operators
+from zooport.export_core.formats.torch_export_errors import (
+    conversion_failure,
+    refuse_fixed_lengths,
+    refuse_foreign_operators,
+)
 from zooport.export_core.outputs import FIELDS
 
 if TYPE_CHECKING:
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
 MAIN_FILE = "model.pt2"
 IMAGE = "image"
+_ASSERTION = "Runtime assertion failed"
 _GRAPH_BYTES = 16 << 20  # more than a file holds besides weights
 
 
@@ -70,6 +75,13 @@ class TorchExport(Format):
 
         return predict
 
+    def explain(self, failure: Failure, notes: Sequence[str]) -> Failure:
+        """Say what it means that a program states a length, and an image does not have it."""
+        if _ASSERTION not in failure.message:
+            return failure
+        hint = "a module expects a length of the first sample; compute it from shapes (x.shape, reshape(-1))"
+        return Failure(failure.code, failure.message, stage=failure.stage, hint=hint, details=failure.details)
+
 
 def exported_program(model: nn.Module, inputs: Mapping[str, Tensor], fields: Sequence[str]) -> Any:
     """Return the model as an ExportedProgram from an image, and further inputs by name, to its fields.
@@ -93,6 +105,7 @@ def exported_program(model: nn.Module, inputs: Mapping[str, Tensor], fields: Seq
         except Exception as error:
             raise conversion_failure(error, model) from error
     refuse_foreign_operators(program)
+    refuse_fixed_lengths(program, IMAGE)
     return program
 
 

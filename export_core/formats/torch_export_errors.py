@@ -66,6 +66,30 @@ def refuse_foreign_operators(program: Any) -> None:
                 )
 
 
+def refuse_fixed_lengths(program: Any, image: str) -> None:
+    """Refuse a program that takes images of the sample's height or width alone.
+
+    Args:
+        program: whose first input is the image.
+        image: its name, for the message.
+
+    Raises:
+        Failure: ``export.failed``.
+    """
+    first = program.graph_signature.user_inputs[0]
+    (node,) = (each for each in program.graph.nodes if each.name == first)
+    for axis, side in ((1, "height"), (2, "width")):
+        length = node.meta["val"].shape[axis]
+        if str(length).isdecimal():  # a symbol may stand for one number
+            raise Failure(
+                "export.failed",
+                f"torch.export: a module of the model expects every {image} to have the {side} {length}",
+                stage=Stage.EXPORT,
+                hint="compute lengths from shapes (x.shape) and not from a number in the code",
+                details={"side": side, "length": int(length)},
+            )
+
+
 def _reason(error: Exception) -> tuple[str, str, str]:
     """Return what happened, the operator or expression ("" for another error), and what to do."""
     from torch._subclasses.fake_tensor import (
