@@ -19,7 +19,7 @@ from zooport.export_core.failures import Failure
 from zooport.jobs import limits, memory
 from zooport.jobs.exit_codes import FAILED, USAGE, exit_code
 from zooport.jobs.limits import Deadlines
-from zooport.jobs.output import OutputFormat
+from zooport.jobs.output import ListFormat, OutputFormat
 from zooport.jobs.registry.records import ExportFilter
 from zooport.jobs.values import Status
 
@@ -179,7 +179,9 @@ def list_exports(
         bool, typer.Option("--all", help="Every export of every run, not only the latest ones.")
     ] = False,
     limit: Annotated[int | None, typer.Option("-n", "--limit", min=1, help="Only the newest N.")] = None,
-    output: OutputOption = OutputFormat.TABLE,
+    output: Annotated[
+        ListFormat, typer.Option("-o", "--output", help="How to print the rows; wide adds what they cost.")
+    ] = ListFormat.TABLE,
     registry: RegistryOption = None,
 ) -> None:
     """List exports: what converted, what did not, and why.

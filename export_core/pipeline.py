@@ -8,6 +8,7 @@ a hidden folder of the staging directory, which is dropped when the artifact is 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from zooport.export_core.artifacts import visible_files
 from zooport.export_core.config import Config, load_config
 from zooport.export_core.description import describe_model, read_description, write_description
 from zooport.export_core.evaluation import open_image_cache
+from zooport.export_core.evaluation.costs import Costs, Stopwatch, size_of
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats.base import AnyPredictor, Array, as_arrays
 from zooport.export_core.samples import Sample, find_samples, made_up_inputs
@@ -111,7 +113,8 @@ def verify_stage(staging: Path, dataset: DatasetSource | None, report: Report) -
     The deviations found are entered into model.json.
 
     Returns:
-        Metrics of the artifact, "bbox/AP" -> points (0-100); empty without a dataset.
+        Metrics of the artifact, "bbox/AP" -> points (0-100), and its costs
+        (:mod:`zooport.export_core.evaluation.costs`); empty without a dataset.
 
     Raises:
         Failure: ``artifact.unloadable``, ``artifact.mismatch``, ``accuracy.nonfinite``, ``dataset.invalid``.
@@ -120,8 +123,10 @@ def verify_stage(staging: Path, dataset: DatasetSource | None, report: Report) -
     description = read_description(staging)
     exporter = formats.get(description["format"])
     config, fields, samples = take_over(staging)
-    predictor = exporter.load(staging, fields, description["options"])
     options = description["options"]
+    begun = time.perf_counter()
+    predictor = Stopwatch(exporter.load(staging, fields, options))
+    load = time.perf_counter() - begun
     expected = [Sample(one.name, *exporter.expected(one.inputs, one.outputs, options)) for one in samples]
     try:
         deviations = verify(predictor, expected, exporter.tolerance(options))
@@ -136,14 +141,16 @@ def verify_stage(staging: Path, dataset: DatasetSource | None, report: Report) -
         return {}
     report(Stage.EVALUATE)
     extra_inputs = tuple(name for name in samples[0].inputs if name != "image")
-    return _evaluate(predictor, dataset, config, extra_inputs)
+    predictor.seconds.clear()  # of the samples
+    metrics, costs = _evaluate(predictor, load, dataset, config, extra_inputs)
+    return metrics | costs.to_metrics(size_of(staging))
 
 
 def evaluate_eager(checkpoint: CheckpointSource, dataset: DatasetSource, report: Report) -> dict[str, float]:
     """Measure the eager model: the baseline that exports are compared with.
 
     Returns:
-        "bbox/AP" -> points (0-100).
+        "bbox/AP" -> points (0-100), and the costs; the size is that of the weights file.
 
     Raises:
         Failure: ``config.invalid``, ``checkpoint.*``, ``unsupported.*``, ``dataset.invalid``,
@@ -152,9 +159,13 @@ def evaluate_eager(checkpoint: CheckpointSource, dataset: DatasetSource, report:
     report(Stage.LOAD)
     with extensions.active(checkpoint.imports):
         config = load_config(checkpoint.config, checkpoint.overrides)
-        model, _, _ = load_checkpoint(checkpoint, config)
+        begun = time.perf_counter()
+        model, _ = load_eager(checkpoint, config)
+        load = time.perf_counter() - begun
         report(Stage.EVALUATE)
-        return _evaluate(eager_predictor(model), dataset, config, extra_inputs_of(model))
+        predictor = Stopwatch(eager_predictor(model))
+        metrics, costs = _evaluate(predictor, load, dataset, config, extra_inputs_of(model))
+        return metrics | costs.to_metrics(checkpoint.weights.stat().st_size)
 
 
 def eager_predictor(model: nn.Module) -> AnyPredictor:
@@ -190,14 +201,21 @@ def load_checkpoint(checkpoint: CheckpointSource, config: Config) -> tuple[nn.Mo
     Raises:
         Failure: ``checkpoint.*``, ``unsupported.*``, ``config.invalid``.
     """
-    from zooport.export_core.checkpoints import file_digest, read_weights
+    from zooport.export_core.checkpoints import file_digest
+
+    model, notes = load_eager(checkpoint, config)
+    return model, file_digest(checkpoint.weights), notes
+
+
+def load_eager(checkpoint: CheckpointSource, config: Config) -> tuple[nn.Module, list[str]]:
+    """Return the model with its weights, and remarks for the user; raises as :func:`load_checkpoint`."""
+    from zooport.export_core.checkpoints import read_weights
     from zooport.export_core.modeling.build import build_skeleton, load_model
 
     build_skeleton(config)  # a config that is not supported is refused before large files are read
     weights = read_weights(checkpoint.weights)
     notes = list(weights.notes)
-    model = load_model(config, weights, str(checkpoint.weights), notes)
-    return model, file_digest(checkpoint.weights), notes
+    return load_model(config, weights, str(checkpoint.weights), notes), notes
 
 
 def _load_dataset(dataset: DatasetSource | None, config: Config) -> Dataset | None:
@@ -211,13 +229,15 @@ def _load_dataset(dataset: DatasetSource | None, config: Config) -> Dataset | No
 
 
 def _evaluate(
-    predictor: AnyPredictor, dataset: DatasetSource, config: Config, extra_inputs: tuple[str, ...]
-) -> dict[str, float]:
-    from zooport.export_core.evaluation import evaluate, load_dataset
+    predictor: Stopwatch, load: float, dataset: DatasetSource, config: Config, extra_inputs: tuple[str, ...]
+) -> tuple[dict[str, float], Costs]:
+    from zooport.export_core.evaluation import compute_metrics, load_dataset, predict_images
 
     loaded = load_dataset(dataset)
     predict = predictor_of_images(predictor, extra_inputs)
-    return evaluate(predict, loaded, config, cache=open_image_cache(loaded, config))
+    predictions = predict_images(predict, loaded, config, cache=open_image_cache(loaded, config))
+    costs = Costs.of(predictor, load)  # before counting, whose memory is not the model's
+    return compute_metrics(predictions, loaded, config), costs
 
 
 def _convert(

@@ -6,6 +6,7 @@ eager model of a checkpoint. Any number of processes may predict at once; each l
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from zooport.export_core import extensions, formats
 from zooport.export_core.config import Config, load_config
 from zooport.export_core.description import read_description
+from zooport.export_core.evaluation.costs import Costs, Stopwatch, joined, size_of
 from zooport.export_core.evaluation.prediction_files import read_predictions, write_predictions
 from zooport.export_core.failures import Stage
 from zooport.export_core.formats.base import AnyPredictor
@@ -20,7 +22,7 @@ from zooport.export_core.pipeline import (
     Report,
     eager_predictor,
     extra_inputs_of,
-    load_checkpoint,
+    load_eager,
     predictor_of_images,
     take_over,
 )
@@ -44,20 +46,22 @@ def predict_shard(
 
     if isinstance(subject, CheckpointSource):
         report(Stage.LOAD)
-    with _opened(subject) as (predict, config):
+    with _opened(subject) as (predict, config, stopwatch, load):
         report(Stage.EVALUATE)
         loaded = load_dataset(dataset)
         images = loaded.images[shard.start : shard.stop]
         cache = open_image_cache(loaded, config)
         predictions = predict_images(predict, loaded, config, images, cache=cache)
+        costs = Costs.of(stopwatch, load)
     folder.mkdir(exist_ok=True)  # in one that is there: what was discarded meanwhile does not come back
+    costs.write(_costs_of(folder, shard))
     write_predictions(folder / shard.file_name, predictions)
 
 
 def merge_shards(
     subject: Subject, dataset: DatasetSource, shards: tuple[Shard, ...], folder: Path, report: Report
 ) -> dict[str, float]:
-    """Join the predictions of all shards and return the metrics of the whole, "bbox/AP" -> points (0-100).
+    """Join the predictions of all shards; return "bbox/AP" -> points (0-100), and costs, of the whole.
 
     Raises:
         Failure: ``dataset.invalid``; a dataset that changed meanwhile is ``worker.error``.
@@ -66,25 +70,41 @@ def merge_shards(
 
     report(Stage.EVALUATE)
     predictions = read_predictions([folder / shard.file_name for shard in shards])
+    costs = joined(Costs.read(_costs_of(folder, shard)) for shard in shards)
     if not isinstance(subject, CheckpointSource):
-        return compute_metrics(predictions, load_dataset(dataset), take_over(subject)[0])
+        metrics = compute_metrics(predictions, load_dataset(dataset), take_over(subject)[0])
+        return metrics | costs.to_metrics(size_of(subject))
     with extensions.active(subject.imports):
         config = load_config(subject.config, subject.overrides)
-        return compute_metrics(predictions, load_dataset(dataset), config)
+        metrics = compute_metrics(predictions, load_dataset(dataset), config)
+        return metrics | costs.to_metrics(subject.weights.stat().st_size)
+
+
+def _costs_of(folder: Path, shard: Shard) -> Path:
+    return folder / f"{shard.file_name}.costs"
 
 
 @contextmanager
-def _opened(subject: Subject) -> Iterator[tuple[AnyPredictor, Config]]:
-    """Load what is evaluated; yield it as a function of an image alone, with its config."""
-    predictor: AnyPredictor
+def _opened(subject: Subject) -> Iterator[tuple[AnyPredictor, Config, Stopwatch, float]]:
+    """Load what is evaluated.
+
+    Yields:
+        It as a function of an image alone; its config; what notes the time of each call; seconds to load.
+    """
     if isinstance(subject, CheckpointSource):
         with extensions.active(subject.imports):
             config = load_config(subject.config, subject.overrides)
-            model, _, _ = load_checkpoint(subject, config)
-            yield predictor_of_images(eager_predictor(model), extra_inputs_of(model)), config
+            begun = time.perf_counter()
+            model, _ = load_eager(subject, config)
+            load = time.perf_counter() - begun
+            stopwatch = Stopwatch(eager_predictor(model))
+            yield predictor_of_images(stopwatch, extra_inputs_of(model)), config, stopwatch, load
         return
     description = read_description(subject)
     config, fields, samples = take_over(subject)
-    predictor = formats.get(description["format"]).load(subject, fields, description["options"])
+    exporter = formats.get(description["format"])
+    begun = time.perf_counter()
+    stopwatch = Stopwatch(exporter.load(subject, fields, description["options"]))
+    load = time.perf_counter() - begun
     extra_inputs = tuple(name for name in samples[0].inputs if name != "image")
-    yield predictor_of_images(predictor, extra_inputs), config
+    yield predictor_of_images(stopwatch, extra_inputs), config, stopwatch, load

@@ -41,6 +41,15 @@ class OutputFormat(StrEnum):
     CSV = "csv"
 
 
+class ListFormat(StrEnum):
+    """What ``zooport list -o`` takes: a wide table has more columns."""
+
+    TABLE = "table"
+    WIDE = "wide"
+    JSON = "json"
+    CSV = "csv"
+
+
 def print_rows(
     rows: Sequence[Mapping[str, Any]],
     columns: Sequence[str],

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
 from zooport.export_core.failures import Failure
-from zooport.jobs.output import OutputFormat, print_rows, print_value
+from zooport.jobs.output import ListFormat, OutputFormat, print_rows, print_value
 from zooport.jobs.registry import open_registry
 from zooport.jobs.registry.records import ExportFilter, ExportRow, RunRow
 
@@ -22,11 +22,13 @@ FORMAT_COLUMNS = ["name", "main_file", "requires_extra", "options", "summary"]
 SCHEMA_COLUMNS = ["registry", "revision", "newest", "state"]
 
 
-def print_exports(url: str | None, wanted: ExportFilter, output: OutputFormat) -> None:
+def print_exports(url: str | None, wanted: ExportFilter, output: ListFormat) -> None:
     """Print the exports that pass the filter."""
+    wide = output is ListFormat.WIDE
+    form = OutputFormat.TABLE if wide else OutputFormat(output.value)
     found = ask_or_nothing(url, lambda registry: registry.exports(wanted))
     rows = [row.to_dict() for row in found]
-    print_rows(rows, EXPORT_COLUMNS, output, lambda tables: tables.export_table(found))
+    print_rows(rows, EXPORT_COLUMNS, form, lambda tables: tables.export_table(found, wide=wide))
 
 
 def print_export(url: str | None, name: str, output: OutputFormat) -> None:

@@ -297,7 +297,8 @@ def _page(job: ExportJob, verdict: Verdict) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from zooport.jobs.tables import metric_table
+    from zooport.export_core.evaluation.costs import without_costs
+    from zooport.jobs.tables import cost_table, metric_table
 
     failure, artifact = verdict.failure, verdict.result.artifact
     parts: list[RenderableType] = []
@@ -314,7 +315,8 @@ def _page(job: ExportJob, verdict: Verdict) -> RenderableType:
             Text.assemble(cell(artifact.path / artifact.main_file), f" ({size(artifact.size)} in all)")
         )
     if verdict.deltas:
-        parts.append(metric_table(_metrics(verdict), {}))
+        metrics = _metrics(verdict)
+        parts += [metric_table(without_costs(metrics), {}), cost_table(metrics)]
     return Group(*parts)
 
 

@@ -10,6 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from zooport.export_core.evaluation import costs
+from zooport.export_core.evaluation.costs import is_cost, without_costs
 from zooport.jobs.lines import Lines
 from zooport.jobs.notes import notes_page
 from zooport.jobs.output import STYLES, cell, duration, size, status_cell
@@ -26,12 +28,24 @@ from zooport.jobs.registry.records import (
 )
 from zooport.jobs.values import Status
 
+#: Heading in a table -> the cost that stands below it.
+COSTS = {
+    "p50 ms": costs.LATENCY_P50,
+    "p95 ms": costs.LATENCY_P95,
+    "memory MB": costs.PEAK_MEMORY,
+    "size MB": costs.SIZE,
+    "load s": costs.LOAD,
+}
 
-def export_table(rows: Sequence[ExportRow]) -> RenderableType:
-    """Return a line per export: what it is, where it stands, and its metrics or its failure."""
+
+def export_table(rows: Sequence[ExportRow], *, wide: bool = False) -> RenderableType:
+    """Return a line per export: what it is, where it stands, and its metrics or its failure.
+
+    A wide table tells also what eager and exported model cost.
+    """
     if not rows:
         return Text("no exports")
-    numbers = ("try", "time")
+    numbers = ("try", "time", *(COSTS if wide else ()))
     lines = Lines(
         "id",
         "model",
@@ -51,6 +65,7 @@ def export_table(rows: Sequence[ExportRow]) -> RenderableType:
             status_cell(row.status),
             str(row.attempt or ""),
             "cached" if row.cached else duration(row.seconds),
+            *([cost(row.metrics.get(name)) for name in COSTS.values()] if wide else []),
             remark=reason(row) if row.code else movements(row.metrics),
         )
     return lines
@@ -65,6 +80,14 @@ def movements(metrics: Mapping[str, Metric]) -> Text:
     """Return how the main metric of each task moved: ``bbox 43.93 -> 43.92 (-0.01)``."""
     main = primary_metrics(metrics).items()
     return Text(", ").join(Text(f"{task} {movement(metric)}") for task, metric in main)
+
+
+def cost(metric: Metric | None) -> str:
+    """Return what eager and exported model cost: ``35.2 \u2192 28.0``; nothing where nothing was measured."""
+    if metric is None or metric.exported is None:
+        return ""
+    exported = f"{metric.exported:.1f}"
+    return exported if metric.baseline is None else f"{metric.baseline:.1f} \u2192 {exported}"
 
 
 def code_style(row: ExportRow | AttemptRow) -> str:
@@ -146,9 +169,11 @@ def export_page(detail: ExportDetail) -> RenderableType:
         (row.id, "bold"), "  ", cell(row.model), " \u2192 ", cell(row.format), "  ", status_cell(row.status)
     )
     parts: list[RenderableType] = [title, Text(), _facts(detail)]
-    if row.metrics:
-        made = metric_table(row.metrics, detail.published)
+    if accuracy := without_costs(row.metrics):
+        made = metric_table(accuracy, detail.published)
         parts += [Text(), Text("metrics (AP points)", style="bold"), made]
+    if len(accuracy) < len(row.metrics):
+        parts += [Text(), Text("costs", style="bold"), cost_table(row.metrics)]
     if detail.attempts and detail.attempts[-1].notes:
         parts += [Text(), notes_page(detail.attempts[-1].notes)]
     if detail.attempts:
@@ -223,6 +248,19 @@ def metric_table(metrics: Mapping[str, Metric], published: Mapping[str, float]) 
         delta = number(metric.delta, signed=True) if is_compared else ""
         reported = [number(published[name]) if name in published else ""] if published else []
         lines.add(name, eager, number(metric.exported), delta, *reported)
+    return lines
+
+
+def cost_table(metrics: Mapping[str, Metric]) -> RenderableType:
+    """Return one line per cost: eager, exported, and how many times the eager one the exported one is."""
+    numbers = ("eager", "exported", "ratio")
+    lines = Lines("cost", *numbers, right=numbers)
+    for name, metric in metrics.items():
+        if not is_cost(name):
+            continue
+        pair = ["" if value is None else f"{value:.2f}" for value in (metric.baseline, metric.exported)]
+        ratio = "" if not metric.baseline or metric.exported is None else metric.exported / metric.baseline
+        lines.add(name.removeprefix(f"{costs.FAMILY}/"), *pair, f"{ratio:.2f}" if ratio else "")
     return lines
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from zooport.export_core.evaluation.costs import without_costs
 from zooport.export_core.failures import Failure
 
 # What is judged when a manifest says nothing, in points (0-100): each task's main metric.
@@ -39,7 +40,7 @@ def judge(deltas: Mapping[str, MetricDelta], tolerance: Mapping[str, float] | No
     """Return why the exported model cannot be trusted, None if it can.
 
     The verdict is two-sided: a gain beyond tolerance is as suspicious as a loss. NaN and infinity never pass,
-    in any metric, and neither does a metric that only one of the models has.
+    in any metric, and neither does a metric that only one of the models has. Costs are not judged.
 
     Args:
         deltas: from :func:`compare`.
@@ -51,6 +52,7 @@ def judge(deltas: Mapping[str, MetricDelta], tolerance: Mapping[str, float] | No
         ``accuracy.nonfinite`` or ``accuracy.drift`` naming the worst metric, both values, delta and
         tolerance.
     """
+    deltas = without_costs(deltas)
     for name, delta in deltas.items():
         problem = _nonfinite(name, delta) or _one_sided(name, delta)
         if problem is not None:
