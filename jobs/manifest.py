@@ -33,6 +33,7 @@ from zooport.jobs.manifest_spec import (
     fields_at,
 )
 from zooport.jobs.scan import Found, scan
+from zooport.jobs.tolerances import assign
 from zooport.jobs.values import ExportTarget
 from zooport.jobs.yaml_lines import Document, Place, YamlError, read_yaml
 
@@ -100,7 +101,6 @@ class _Reading:
                         options=options,
                         dataset=dataset,
                         sample_image=_optional(self._base, entry.sample_image),
-                        tolerance=spec.tolerance,
                         timeout=spec.timeout.total,
                         deadlines=spec.timeout.stages,
                         retries=spec.retries,
@@ -110,6 +110,7 @@ class _Reading:
                     )
                     for name, options in formats.items()
                 ]
+        targets = assign(spec, targets, self._path.name, self._invalid)
         output = places.output_place(spec.output, self._base)
         return Manifest(self._path, self._text, tuple(targets), output, self._addresses)
 

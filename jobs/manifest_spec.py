@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from zooport.export_core.evaluation.metric_names import EVERY
 from zooport.export_core.shards import SHARD_IMAGES
 from zooport.jobs import memory
 from zooport.jobs.dataset_spec import DatasetSpec, dataset_fields
@@ -57,6 +59,35 @@ class TimeoutSpec(_Strict):
     def stages(self) -> dict[str, float]:
         """Stage -> seconds, for the stages that have a deadline."""
         return self.model_dump(exclude={"total"}, exclude_none=True)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):  # YAML's yes and on are true
+        raise ValueError("points, 0 or more")
+    return value
+
+
+Points = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+
+
+def _tolerance(value: Any) -> Any:
+    """A number alone is for every metric that is judged by default."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not 0 <= value < math.inf:
+            raise ValueError("points, 0 or more")
+        return {EVERY: value}
+    if isinstance(value, Mapping):
+        return value
+    raise ValueError("points, or a mapping such as {AP: 0.1, bbox/AP: 0.05}")
+
+
+class ToleranceSpec(_Strict):
+    """``tolerances: [{format, architecture, metric, points}]``: a tolerance for some exports."""
+
+    points: Points
+    metric: str = EVERY
+    format: str | None = None
+    architecture: str | None = None
 
 
 def _timeout(value: Any) -> Any:
@@ -128,7 +159,8 @@ class ManifestSpec(_Strict):
     datasets: dict[str, DatasetSpec] = {}
     models: Annotated[list[ModelEntry], Field(min_length=1)]
     formats: list[str] | None = None
-    tolerance: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    tolerance: Annotated[dict[str, Points], BeforeValidator(_tolerance)] = {}
+    tolerances: list[ToleranceSpec] = []
     timeout: Annotated[TimeoutSpec, BeforeValidator(_timeout)] = TimeoutSpec()
     memory: Memory = None
     retries: Annotated[int, Field(ge=0, strict=True)] = DEFAULT_RETRIES
@@ -158,6 +190,8 @@ def fields_at(place: Sequence[str | int]) -> Mapping[str, object]:
     """Return the known keys beside an unknown one; ``place`` is where pydantic found it."""
     if place[0] == "models" and len(place) > 2:
         return _ENTRIES[str(place[2])].model_fields
+    if place[0] == "tolerances":
+        return ToleranceSpec.model_fields
     if place[0] == "timeout":
         return TimeoutSpec.model_fields
     if place[0] == "datasets" and len(place) > 2:

@@ -331,6 +331,7 @@ def _job(keys: _Keys, target: ExportTarget, output: Place, run_id: str, export_i
         dataset=dataset,
         baseline=None if dataset is None else keys.baseline(checkpoint, dataset),
         tolerance=target.tolerance,
+        tolerance_origins=target.tolerance_origins,
         timeout=target.timeout,
         sample_image=target.sample_image,
         deadlines=target.deadlines,
@@ -369,10 +370,10 @@ def _objection(job: ExportJob, success: Success, digests: DigestCache) -> str:
     if not is_intact(artifact.path, artifact.files, digests.file):
         return f"done before, but files of {artifact.path} are missing or altered"
     deltas = {
-        name: MetricDelta(metric.baseline, metric.exported, metric.delta)
+        name: MetricDelta(metric.baseline, metric.exported, metric.delta, metric.low, metric.high)
         for name, metric in success.metrics.items()
     }
-    verdict = judge(deltas, job.tolerance) if job.dataset is not None else None
+    verdict = judge(deltas, job.tolerance, job.tolerance_origins) if job.dataset is not None else None
     return f"done before, but outside today's tolerance: {verdict.message}" if verdict is not None else ""
 
 

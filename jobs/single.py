@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from zooport.jobs.fetching import fetch_weights
 from zooport.jobs.nodes import check_outputs
 from zooport.jobs.output import OutputFormat, cell, console, print_rows, print_value, size
 from zooport.jobs.registry.records import Metric
+from zooport.jobs.tolerances import refuse_unknown
 from zooport.jobs.values import BaselineJob, ExportJob, ExportTarget, Status
 from zooport.jobs.verdicts import Verdict, decide
 from zooport.jobs.worker import PIPELINE, OnStage, Stages, run_baseline, run_export
@@ -115,13 +116,16 @@ def _target(order: Order) -> ExportTarget:
     name = order.name or config.parent.name
     checkpoint = CheckpointSource(name, config, weights, _pairs(order.overrides), imports)
     options, tolerance = _settings("--option", order.options), _settings("--tolerance", order.tolerance)
+    points = {key: _points(key, value) for key, value in tolerance.items()}
+    refuse_unknown(points, checkpoint)
     target = ExportTarget(
         checkpoint,
         order.format,
         options={key: _yaml(value) for key, value in options.items()},
         dataset=_dataset(order),
         sample_image=_absolute(order.sample_image),
-        tolerance={key: _points(key, value) for key, value in tolerance.items()},
+        tolerance=points,
+        tolerance_origins={key: f"--tolerance {key}" for key in points},
     )
     return fetch_weights([target], addresses)[0]
 
@@ -218,6 +222,7 @@ def _job(order: Order, target: ExportTarget) -> ExportJob:
         log=output.with_name(f"{output.name}.log"),
         options=target.options,
         tolerance=target.tolerance,
+        tolerance_origins=target.tolerance_origins,
         dataset=target.dataset,
         baseline=None if target.dataset is None else "baseline",
         timeout=order.timeout,
@@ -321,6 +326,4 @@ def _page(job: ExportJob, verdict: Verdict) -> RenderableType:
 
 
 def _metrics(verdict: Verdict) -> Mapping[str, Metric]:
-    return {
-        name: Metric(delta.baseline, delta.exported, delta.delta) for name, delta in verdict.deltas.items()
-    }
+    return {name: Metric(**asdict(delta)) for name, delta in verdict.deltas.items()}

@@ -208,6 +208,7 @@ def _target(job: ExportJob) -> ExportTarget:
         dataset=job.dataset,
         sample_image=job.sample_image,
         tolerance=job.tolerance,
+        tolerance_origins=job.tolerance_origins,
         timeout=job.timeout,
         deadlines=job.deadlines,
         retries=job.retries,

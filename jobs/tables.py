@@ -239,16 +239,35 @@ def _inputs(detail: ExportDetail) -> Iterable[tuple[str, Text]]:
 
 
 def metric_table(metrics: Mapping[str, Metric], published: Mapping[str, float]) -> RenderableType:
-    """Return one line per metric: eager, exported, difference, and what detectron2 itself reports."""
+    """Return one line per metric: eager, exported, difference, and what detectron2 itself reports.
+
+    With the difference stand its 95% confidence interval, and the tolerance that judged it; below the table,
+    where the tolerances are said.
+    """
+    has_intervals = any(metric.low is not None for metric in metrics.values())
     numbers = ("eager", "exported", "delta", *(["published"] if published else []))
-    lines = Lines("metric", *numbers, right=numbers)
+    more = [*(["95% interval"] if has_intervals else []), "tolerance"]
+    lines = Lines("metric", *numbers, *more, right=(*numbers, *more))
     for name, metric in metrics.items():
         is_compared = metric.baseline is not None or metric.delta is not None
         eager = number(metric.baseline) if is_compared else ""
         delta = number(metric.delta, signed=True) if is_compared else ""
         reported = [number(published[name]) if name in published else ""] if published else []
-        lines.add(name, eager, number(metric.exported), delta, *reported)
-    return lines
+        interval = [_interval(metric)] if has_intervals else []
+        tolerance = "" if metric.tolerance is None else f"{metric.tolerance:g}"
+        lines.add(name, eager, number(metric.exported), delta, *reported, *interval, tolerance)
+    origins = dict.fromkeys(
+        f"tolerance {metric.tolerance:g}: {metric.origin}"
+        for metric in metrics.values()
+        if metric.tolerance is not None and metric.origin is not None
+    )
+    return Group(lines, *(cell(line, "dim") for line in origins)) if origins else lines
+
+
+def _interval(metric: Metric) -> str:
+    if metric.low is None or metric.high is None:
+        return ""
+    return f"{number(metric.low, signed=True)} to {number(metric.high, signed=True)}"
 
 
 def cost_table(metrics: Mapping[str, Metric]) -> RenderableType:

@@ -35,7 +35,9 @@ class ExportTarget:
         options: of the format.
         dataset: what to evaluate on; None exports and verifies without evaluation.
         sample_image: an image for tracing and verification; None takes one of the dataset or a synthetic one.
-        tolerance: metric name ("AP", or "bbox/AP") -> allowed absolute difference in AP points (0-100).
+        tolerance: metric name ("AP", "bbox/AP", or "*" for all that are judged by default) -> allowed
+            absolute difference in points (0-100).
+        tolerance_origins: the same names -> where that is said.
         timeout: seconds that all stages together may take, None for no deadline.
         deadlines: stage -> seconds that it may take.
         retries: how often a failure that may pass by itself is tried again in the same run.
@@ -50,6 +52,7 @@ class ExportTarget:
     dataset: DatasetSource | None = None
     sample_image: Path | None = None
     tolerance: Mapping[str, float] = field(default_factory=dict)
+    tolerance_origins: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
     deadlines: Mapping[str, float] = field(default_factory=dict)
     retries: int = DEFAULT_RETRIES
@@ -118,7 +121,7 @@ class ExportJob:
         retries: how often a failure that may pass by itself is tried again in the same run.
         memory: bytes that were asked for; None leaves it to an estimate.
         reservation: bytes that are set aside for the job, and at which it is stopped; 0 for no limit.
-        tolerance: metric name ("AP", or "bbox/AP") -> allowed absolute difference in AP points (0-100).
+        tolerance, tolerance_origins: as in :class:`ExportTarget`.
         images: how many the dataset has; 0 when there is none or it cannot be read.
         shard_images: how many are evaluated in one piece.
         part: what of the job is to be done; None is all of it.
@@ -134,6 +137,7 @@ class ExportJob:
     dataset: DatasetSource | None = None
     baseline: str | None = None
     tolerance: Mapping[str, float] = field(default_factory=dict)
+    tolerance_origins: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
     sample_image: Path | None = None
     deadlines: Mapping[str, float] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from zooport.export_core.evaluation.deltas import MetricDelta, compare, judge, remarks
+from zooport.export_core.evaluation.deltas import MetricDelta, compare, judge, remarks, with_tolerances
 from zooport.export_core.failures import FailureRecord, Stage
 from zooport.jobs.values import BaselineResult, ExportJob, ExportResult
 
@@ -37,11 +37,12 @@ def decide(job: ExportJob, result: ExportResult, baseline: BaselineResult | None
         return Verdict(result)
     if baseline.failure is not None:
         return Verdict(result, failure=_without_baseline(baseline.failure))
-    deltas = compare(baseline.metrics, result.metrics)
-    failure = judge(deltas, job.tolerance)
+    chosen = job.tolerance, job.tolerance_origins
+    deltas = with_tolerances(compare(baseline.metrics, result.metrics), *chosen)
+    failure = judge(deltas, *chosen)
     if failure is not None:
         return Verdict(result, deltas, failure.at(Stage.EVALUATE).record())
-    return Verdict(replace(result, notes=(*result.notes, *remarks(deltas))), deltas)
+    return Verdict(replace(result, notes=(*result.notes, *remarks(deltas, *chosen))), deltas)
 
 
 def _without_baseline(failure: FailureRecord) -> FailureRecord:

@@ -131,7 +131,9 @@ def metrics_of(connection: Connection, chosen: Select[Any]) -> dict[tuple[int, i
     found: dict[tuple[int, int], dict[str, Metric]] = {}
     for row in connection.execute(select(metrics).select_from(selected).join(metrics, shown)):
         measured = found.setdefault((row.export_pk, row.number), {})
-        measured[row.name] = Metric(row.baseline, row.exported, row.delta)
+        measured[row.name] = Metric(
+            row.baseline, row.exported, row.delta, row.low, row.high, row.tolerance, row.origin
+        )
     return found
 
 

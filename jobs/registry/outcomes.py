@@ -13,7 +13,7 @@ from zooport.export_core.places import Place, stored_place
 from zooport.jobs import reproduce
 from zooport.jobs.registry.details import job_of
 from zooport.jobs.registry.drivers import Driver
-from zooport.jobs.registry.records import LIVE, Delta, finite, now, plain, seconds_between, text
+from zooport.jobs.registry.records import LIVE, Delta, Metric, finite, now, plain, seconds_between, text
 from zooport.jobs.registry.schema import (
     artifacts,
     attempts,
@@ -26,6 +26,8 @@ from zooport.jobs.registry.schema import (
     runs,
 )
 from zooport.jobs.values import ArtifactRecord, BaselineResult, ExportResult, Status
+
+_NUMBERS = ("baseline", "exported", "delta", "low", "high", "tolerance")
 
 
 def find(connection: Connection, export_id: str) -> Row[Any]:
@@ -132,18 +134,16 @@ def _keep_artifact(connection: Connection, pk: int, number: int, artifact: Artif
 def _keep_metrics(
     connection: Connection, pk: int, number: int, measured: Mapping[str, float], deltas: Mapping[str, Delta]
 ) -> None:
-    rows = {name: (None, value, None) for name, value in measured.items()}
-    compared = {name: (delta.baseline, delta.exported, delta.delta) for name, delta in deltas.items()}
+    rows: dict[str, Delta] = {name: Metric(None, value, None) for name, value in measured.items()}
     values = [
         {
             "export_pk": pk,
             "number": number,
             "name": text(name),
-            "baseline": finite(baseline),
-            "exported": finite(exported),
-            "delta": finite(delta),
+            **{each: finite(getattr(delta, each, None)) for each in _NUMBERS},
+            "origin": None if (origin := getattr(delta, "origin", None)) is None else text(origin),
         }
-        for name, (baseline, exported, delta) in (rows | compared).items()
+        for name, delta in (rows | dict(deltas)).items()
     ]
     if values:
         connection.execute(insert(metrics), values)

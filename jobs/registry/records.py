@@ -37,15 +37,24 @@ class Delta(Protocol):
 
 @dataclass(frozen=True)
 class Metric:
-    """A stored :class:`Delta`; None stands for a number that is not there or not finite."""
+    """A stored :class:`Delta`; None stands for a number that is not there or not finite.
+
+    ``low`` and ``high`` are the 95% confidence interval of the delta; ``tolerance`` is what it was judged by,
+    ``origin`` where that is said.
+    """
 
     baseline: float | None
     exported: float | None
     delta: float | None
+    low: float | None = None
+    high: float | None = None
+    tolerance: float | None = None
+    origin: str | None = None
 
-    def to_dict(self) -> dict[str, float | None]:
-        """Return JSON-ready values."""
-        return {"baseline": self.baseline, "exported": self.exported, "delta": self.delta}
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; interval and tolerance only where there are some."""
+        always = ("baseline", "exported", "delta")
+        return {name: value for name, value in asdict(self).items() if value is not None or name in always}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 #: The revision that this code reads and writes: the newest in ``migrations/versions`` (a test compares).
-HEAD = "0004"
+HEAD = "0005"
 
 NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -147,6 +147,21 @@ metrics = Table(
     Column("baseline", Double),
     Column("exported", Double),
     Column("delta", Double),
+    # The 95% confidence interval of the delta, and what it was judged by; NULL for what is not judged.
+    Column("low", Double),
+    Column("high", Double),
+    Column("tolerance", Double),
+    Column("origin", Text),
+    ForeignKeyConstraint(["export_pk", "number"], ["attempts.export_pk", "attempts.number"]),
+)
+
+#: Where the outputs of a drifted export begin to differ, as JSON.
+drifts = Table(
+    "drifts",
+    metadata,
+    Column("export_pk", Integer, primary_key=True, autoincrement=False),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("report", JSON, nullable=False),
     ForeignKeyConstraint(["export_pk", "number"], ["attempts.export_pk", "attempts.number"]),
 )
 
