@@ -27,6 +27,6 @@ def verify(staging: Path, dataset: Any, report: Any) -> dict[str, float]:
     return {}
 
 
-def baseline(checkpoint: Any, dataset: Any, report: Any) -> dict[str, float]:
+def baseline(checkpoint: Any, dataset: Any, values: Any, report: Any) -> dict[str, float]:
     """Measure nothing."""
     return {}

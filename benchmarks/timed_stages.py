@@ -38,7 +38,7 @@ def verify(*arguments: Any, report: Any) -> Any:
 
 def baseline(*arguments: Any, report: Any) -> Any:
     """Evaluate the eager model."""
-    stage: Any = pipeline.evaluate_eager
+    stage: Any = pipeline.measure_eager
     with _counted():
         return stage(*arguments, report=report)
 

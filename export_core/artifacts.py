@@ -32,6 +32,12 @@ OLD = ".old"
 GONE = ".gone"
 """How the names of directories end in which an artifact is made, waits to be replaced, or is removed."""
 
+HANDOVER = ".handover"
+"""Hidden folder of a staging directory with what one stage leaves to the next."""
+
+VALUES = "values.npz"
+"""What each image adds to a model's metrics, in that folder or in one of predictions."""
+
 _FLUSHED = 3  # directories above an artifact that may be new with it: the model's, the group's, the output
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zooport.export_core import extensions, formats
-from zooport.export_core.artifacts import visible_files
+from zooport.export_core import artifacts, extensions, formats
+from zooport.export_core.artifacts import VALUES, visible_files
 from zooport.export_core.config import Config, load_config
 from zooport.export_core.description import describe_model, read_description, write_description
 from zooport.export_core.evaluation import open_image_cache
@@ -30,11 +30,11 @@ from zooport.export_core.verification import verify
 if TYPE_CHECKING:
     from torch import nn
 
-    from zooport.export_core.evaluation import Dataset
+    from zooport.export_core.evaluation import Dataset, ImagePrediction
 
 Report = Callable[[Stage], None]
 
-HANDOVER = ".handover"
+HANDOVER = artifacts.HANDOVER
 
 
 def export_stage(
@@ -142,12 +142,27 @@ def verify_stage(staging: Path, dataset: DatasetSource | None, report: Report) -
     report(Stage.EVALUATE)
     extra_inputs = tuple(name for name in samples[0].inputs if name != "image")
     predictor.seconds.clear()  # of the samples
-    metrics, costs = _evaluate(predictor, load, dataset, config, extra_inputs)
+    values = staging / HANDOVER / VALUES
+    metrics, costs = _evaluate(predictor, load, dataset, config, extra_inputs, values)
     return metrics | costs.to_metrics(size_of(staging))
 
 
 def evaluate_eager(checkpoint: CheckpointSource, dataset: DatasetSource, report: Report) -> dict[str, float]:
+    """Measure the eager model as :func:`measure_eager` does, and keep no values."""
+    return measure_eager(checkpoint, dataset, None, report)
+
+
+def measure_eager(
+    checkpoint: CheckpointSource, dataset: DatasetSource, values: Path | None, report: Report
+) -> dict[str, float]:
     """Measure the eager model: the baseline that exports are compared with.
+
+    Args:
+        checkpoint: the model.
+        dataset: what it is measured on.
+        values: file for what each image adds to the metrics
+            (:mod:`zooport.export_core.evaluation.resampling`); None keeps nothing.
+        report: told each stage as it begins.
 
     Returns:
         "bbox/AP" -> points (0-100), and the costs; the size is that of the weights file.
@@ -164,7 +179,7 @@ def evaluate_eager(checkpoint: CheckpointSource, dataset: DatasetSource, report:
         load = time.perf_counter() - begun
         report(Stage.EVALUATE)
         predictor = Stopwatch(eager_predictor(model))
-        metrics, costs = _evaluate(predictor, load, dataset, config, extra_inputs_of(model))
+        metrics, costs = _evaluate(predictor, load, dataset, config, extra_inputs_of(model), values)
         return metrics | costs.to_metrics(checkpoint.weights.stat().st_size)
 
 
@@ -229,15 +244,34 @@ def _load_dataset(dataset: DatasetSource | None, config: Config) -> Dataset | No
 
 
 def _evaluate(
-    predictor: Stopwatch, load: float, dataset: DatasetSource, config: Config, extra_inputs: tuple[str, ...]
+    predictor: Stopwatch,
+    load: float,
+    dataset: DatasetSource,
+    config: Config,
+    extra_inputs: tuple[str, ...],
+    values: Path | None,
 ) -> tuple[dict[str, float], Costs]:
-    from zooport.export_core.evaluation import compute_metrics, load_dataset, predict_images
+    from zooport.export_core.evaluation import load_dataset, predict_images
 
     loaded = load_dataset(dataset)
     predict = predictor_of_images(predictor, extra_inputs)
     predictions = predict_images(predict, loaded, config, cache=open_image_cache(loaded, config))
     costs = Costs.of(predictor, load)  # before counting, whose memory is not the model's
-    return compute_metrics(predictions, loaded, config), costs
+    return measured(predictions, loaded, config, values), costs
+
+
+def measured(
+    predictions: Iterable[ImagePrediction], dataset: Dataset, config: Config, values: Path | None
+) -> dict[str, float]:
+    """Return the metrics of predictions, and write what each image adds to them into the file ``values``."""
+    from zooport.export_core.evaluation import compute_metrics
+    from zooport.export_core.evaluation.resampling import Tally, write_tallies
+
+    tallies: dict[str, Tally] = {}
+    metrics = compute_metrics(predictions, dataset, config, None if values is None else tallies)
+    if values is not None:
+        write_tallies(values, dataset, tallies)
+    return metrics
 
 
 def _convert(

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zooport.export_core import extensions, formats
+from zooport.export_core.artifacts import VALUES
 from zooport.export_core.config import Config, load_config
 from zooport.export_core.description import read_description
 from zooport.export_core.evaluation.costs import Costs, Stopwatch, joined, size_of
@@ -23,6 +24,7 @@ from zooport.export_core.pipeline import (
     eager_predictor,
     extra_inputs_of,
     load_eager,
+    measured,
     predictor_of_images,
     take_over,
 )
@@ -63,20 +65,23 @@ def merge_shards(
 ) -> dict[str, float]:
     """Join the predictions of all shards; return "bbox/AP" -> points (0-100), and costs, of the whole.
 
+    What each image adds to the metrics is left in ``folder``, in the file VALUES.
+
     Raises:
         Failure: ``dataset.invalid``; a dataset that changed meanwhile is ``worker.error``.
     """
-    from zooport.export_core.evaluation import compute_metrics, load_dataset
+    from zooport.export_core.evaluation import load_dataset
 
     report(Stage.EVALUATE)
     predictions = read_predictions([folder / shard.file_name for shard in shards])
     costs = joined(Costs.read(_costs_of(folder, shard)) for shard in shards)
     if not isinstance(subject, CheckpointSource):
-        metrics = compute_metrics(predictions, load_dataset(dataset), take_over(subject)[0])
+        config = take_over(subject)[0]
+        metrics = measured(predictions, load_dataset(dataset), config, folder / VALUES)
         return metrics | costs.to_metrics(size_of(subject))
     with extensions.active(subject.imports):
         config = load_config(subject.config, subject.overrides)
-        metrics = compute_metrics(predictions, load_dataset(dataset), config)
+        metrics = measured(predictions, load_dataset(dataset), config, folder / VALUES)
         return metrics | costs.to_metrics(subject.weights.stat().st_size)
 
 

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from zooport.export_core.failures import Failure
 from zooport.jobs.agenda import label
 from zooport.jobs.elsewhere import Elsewhere
+from zooport.jobs.followups import comparison, is_follow_up, location, not_located, told
 from zooport.jobs.hosts import Job, Result
 from zooport.jobs.plan import Plan
 from zooport.jobs.progress import Display, Finished
 from zooport.jobs.registry.records import LiveJob, Metric, primary_metrics
 from zooport.jobs.shards import opens_attempt
 from zooport.jobs.tables import movement
-from zooport.jobs.values import BaselineResult, ExportJob, ExportResult, Status
-from zooport.jobs.verdicts import Verdict, decide
+from zooport.jobs.values import BaselineResult, ExportJob, ExportResult, PartKind, Status
+from zooport.jobs.verdicts import DRIFT, Verdict, decide
 
 if TYPE_CHECKING:
     from zooport.jobs.registry.writer import Registry
@@ -49,6 +50,7 @@ class Book:
         self._display = display
         self._baselines = {key: BaselineResult(key, 0.0, metrics) for key, metrics in plan.measured.items()}
         self._waiting: dict[str, list[tuple[ExportJob, ExportResult]]] = {}
+        self._comparing: dict[str, tuple[ExportJob, ExportResult]] = {}
         self._beat = self._polled = time.monotonic()
         self._told: Sequence[LiveJob] = ()
         self.cancel_requested = False
@@ -65,20 +67,21 @@ class Book:
         if isinstance(job, ExportJob) and opens_attempt(job):
             self._registry.start_attempt(job.id, worker, job.log)
 
-    def ended(self, job: Job, result: Result) -> None:
-        """Record a result, and judge what can be judged with it."""
+    def ended(self, job: Job, result: Result) -> list[ExportJob]:
+        """Record a result, and judge what can be judged with it; return what is to be done about it."""
         if isinstance(result, BaselineResult):
             self._registry.record_baseline(result, log=job.log)
             self._baselines[result.key] = result
-            for waiting in self._waiting.pop(result.key, []):
-                self._judge(*waiting)
-            return
+            waiting = self._waiting.pop(result.key, [])
+            return [more for each in waiting for more in self._judge(*each)]
         assert isinstance(job, ExportJob)  # noqa: S101 - an export's result answers an export's job
+        if is_follow_up(job):
+            return self._followed_up(job, result)
         needs_baseline = result.failure is None and job.baseline is not None
         if needs_baseline and job.baseline not in self._baselines:
             self._waiting.setdefault(job.baseline or "", []).append((job, result))
-        else:
-            self._judge(job, result)
+            return []
+        return self._judge(job, result)
 
     def failed_for_now(self, job: Job, result: Result) -> None:
         """Record an attempt that failed and is followed by another one; nothing is judged."""
@@ -105,9 +108,48 @@ class Book:
             if failure.code not in {"registry.locked", "registry.unavailable"}:
                 raise  # the others are asked again in a moment
 
-    def _judge(self, job: ExportJob, result: ExportResult) -> None:
+    def _judge(self, job: ExportJob, result: ExportResult) -> list[ExportJob]:
+        """Judge an export; where its deltas can be compared image by image, that comes first."""
         baseline = None if job.baseline is None else self._baselines.get(job.baseline)
-        self._settle(job, decide(job, result, baseline))
+        if result.failure is not None or baseline is None or baseline.failure is not None:
+            return self._decide(job, result, baseline)
+        more = comparison(job, result)
+        if isinstance(more, str):
+            return self._decide(job, result, baseline, lack=more)
+        self._comparing[job.id] = job, result
+        return [more]
+
+    def _followed_up(self, part: ExportJob, answer: ExportResult) -> list[ExportJob]:
+        """Take what a worker found out about an export that was evaluated."""
+        if part.part is not None and part.part.kind is PartKind.LOCATE:
+            said = "" if answer.failure is None else not_located(told(answer.failure))
+            self._registry.record_drift(part.id, answer.drift, said)
+            return []
+        job, result = self._comparing.pop(part.id)
+        baseline = self._baselines[job.baseline or ""]
+        lack = "" if answer.failure is None else told(answer.failure)
+        return self._decide(job, result, baseline, answer.intervals, lack)
+
+    def _decide(
+        self,
+        job: ExportJob,
+        result: ExportResult,
+        baseline: BaselineResult | None,
+        intervals: Mapping[str, tuple[float, float]] | None = None,
+        lack: str = "",
+    ) -> list[ExportJob]:
+        """Record the verdict; return the search for where a drift begins."""
+        if result.values is not None:
+            result.values.unlink(missing_ok=True)
+        verdict = decide(job, result, baseline, intervals, lack)
+        self._settle(job, verdict)
+        if verdict.failure is None or verdict.failure.code != DRIFT:
+            return []
+        more = location(job, result)
+        if isinstance(more, str):
+            self._registry.record_drift(job.id, None, not_located(more))
+            return []
+        return [more]
 
     def _settle(self, job: ExportJob, verdict: Verdict) -> None:
         result = verdict.result

@@ -118,7 +118,7 @@ class Crew:
         if self._elsewhere:
             done, own = self._elsewhere.look()
             for job, result in done:
-                self._book.ended(job, result)
+                self._follow_up(self._book.ended(job, result))
             self._agenda.put_first(self._tasks(own))
 
     def _answers(self) -> list[Any]:
@@ -189,13 +189,17 @@ class Crew:
             if self._cancelled_at is None:
                 self._agenda.put_first([replace(task, job=part, number=1) for part in parts])
             if whole is not None:
-                self._book.ended(task.job, whole)
+                self._follow_up(self._book.ended(task.job, whole))
             return
         seconds = pause(again.number, self._pause)
         self._book.failed_for_now(task.job, result)
         self._agenda.wait(again, seconds)
         tries = f"try {again.number} of {task.job.retries + 1}"
         self._display.retrying(label(task.job), result.failure, tries, seconds)
+
+    def _follow_up(self, jobs: Iterable[Job]) -> None:
+        if self._cancelled_at is None:
+            self._agenda.put_first(self._tasks(jobs))
 
     def _is_stopping(self) -> bool:
         return self._cancelled_at is not None or (self._fail_fast and bool(self._book.counts[Status.FAILED]))

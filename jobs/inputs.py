@@ -20,7 +20,7 @@ from uuid import uuid4
 from zooport.export_core.diagnosis import disk_failure, one_line
 from zooport.export_core.failures import Failure, FailureRecord, Stage
 from zooport.export_core.sources import DATASET_PATHS, CheckpointSource
-from zooport.jobs.values import BaselineJob, ExportJob
+from zooport.jobs.values import BaselineJob, ExportJob, PartKind
 
 Job = ExportJob | BaselineJob
 Piece = list[tuple[str, int, bytes]]
@@ -102,7 +102,7 @@ class Courier:
 
         A file that cannot be read here is left out: the job says so where it runs.
         """
-        if not self._unseen:
+        if not self._unseen or (job.part is not None and job.part.kind is PartKind.COMPARE):
             return ()
         return tuple(
             self._unit(unit) for unit in units_of(job) if not self._unseen.isdisjoint(map(str, unit))

@@ -22,7 +22,7 @@ from zooport.export_core import formats
 from zooport.export_core.artifacts import is_intact
 from zooport.export_core.evaluation.deltas import MetricDelta, judge
 from zooport.export_core.failures import Failure, FailureRecord, Stage
-from zooport.export_core.places import Place
+from zooport.export_core.places import Place, RemotePath
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.jobs import memory
 from zooport.jobs.digests import DigestCache
@@ -30,6 +30,9 @@ from zooport.jobs.registry.records import Success
 from zooport.jobs.values import BaselineJob, ExportJob, ExportTarget
 
 LOGS = ".logs"
+BASELINES = ".baselines"
+"""Folder of an output directory: what each image adds to the metrics of eager models."""
+
 _NOT_DONE = "not done yet, or something changed"
 _TOOLS = ("torch", "torchvision")
 
@@ -183,6 +186,7 @@ class _Keys:
         self._of_format: dict[str, Mapping[str, str]] = {}
         self._configs: dict[str, tuple[str, int]] = {}
         self._reservations: dict[str, int] = {}
+        self._values: dict[str, Path] = {}
 
     def export(self, target: ExportTarget) -> str:
         """Return the key of an export."""
@@ -213,6 +217,12 @@ class _Keys:
                 "tools": self._tools,
             }
         )
+
+    def values(self, key: str | None, root: Place) -> Path | None:
+        """Return where the baseline of this key keeps values of single images; all its exports find it."""
+        if key is None or isinstance(root, RemotePath):
+            return None
+        return self._values.setdefault(key, root / BASELINES / f"{key}.npz")
 
     def images(self, dataset: DatasetSource | None) -> int:
         """Return how many images a dataset has; 0 for none, and where it cannot be read."""
@@ -320,6 +330,7 @@ class _Keys:
 
 def _job(keys: _Keys, target: ExportTarget, output: Place, run_id: str, export_id: str) -> ExportJob:
     checkpoint, dataset = target.checkpoint, target.dataset
+    baseline = None if dataset is None else keys.baseline(checkpoint, dataset)
     return ExportJob(
         id=export_id,
         key=keys.export(target),
@@ -329,7 +340,7 @@ def _job(keys: _Keys, target: ExportTarget, output: Place, run_id: str, export_i
         log=_logs(checkpoint, output, run_id) / f"{target.format}.log",
         options=target.options,
         dataset=dataset,
-        baseline=None if dataset is None else keys.baseline(checkpoint, dataset),
+        baseline=baseline,
         tolerance=target.tolerance,
         tolerance_origins=target.tolerance_origins,
         timeout=target.timeout,
@@ -340,13 +351,17 @@ def _job(keys: _Keys, target: ExportTarget, output: Place, run_id: str, export_i
         reservation=target.memory or keys.reservation(checkpoint, dataset),
         images=keys.images(dataset),
         shard_images=target.shard_images,
+        baseline_values=keys.values(baseline, _root(checkpoint, output)),
     )
 
 
 def _logs(checkpoint: CheckpointSource, output: Place, run_id: str) -> Place:
     """Return the model's folder of logs, beside the artifacts: OUTPUT/.logs/RUN/MODEL."""
-    root = output.parents[len(checkpoint.name.split("/"))]
-    return root / LOGS / run_id / checkpoint.name
+    return _root(checkpoint, output) / LOGS / run_id / checkpoint.name
+
+
+def _root(checkpoint: CheckpointSource, output: Place) -> Place:
+    return output.parents[len(checkpoint.name.split("/"))]
 
 
 def _decide(
@@ -394,6 +409,7 @@ def _baselines(jobs: Sequence[ExportJob], run_id: str) -> list[BaselineJob]:
             reservation=job.reservation,
             images=job.images,
             shard_images=job.shard_images,
+            values=job.baseline_values,
         )
     return list(found.values())
 

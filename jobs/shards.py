@@ -12,14 +12,25 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from zooport.export_core.artifacts import discard, make_staging, staging_path
+from zooport.export_core.artifacts import VALUES, discard, make_staging, staging_path
 from zooport.export_core.failures import Failure, FailureRecord, Stage
 from zooport.export_core.isolation import Cancellation, ForkServer
 from zooport.export_core.places import RemotePath
 from zooport.export_core.remote_artifacts import kept_log
 from zooport.export_core.shards import split
+from zooport.jobs.followups import follow_up, is_follow_up
 from zooport.jobs.values import BaselineJob, BaselineResult, ExportJob, ExportResult, Part, PartKind
-from zooport.jobs.worker import Course, OnStage, Permit, Stages, build, publish_built, with_disk
+from zooport.jobs.worker import (
+    Course,
+    OnStage,
+    Permit,
+    Stages,
+    build,
+    keep_values,
+    publish_built,
+    values_beside,
+    with_disk,
+)
 
 Job = ExportJob | BaselineJob
 Result = ExportResult | BaselineResult
@@ -36,6 +47,9 @@ def cut(jobs: Iterable[Job]) -> Iterator[Job]:
     machine, where no other worker could reach it: it is evaluated in one piece.
     """
     for job in jobs:
+        if job.part is not None:
+            yield job
+            continue
         place = job.output if isinstance(job, ExportJob) else job.log
         if job.dataset is None or job.images <= job.shard_images or isinstance(place, RemotePath):
             yield job
@@ -97,8 +111,11 @@ def _do(job: Job, stages: Stages, course: Course, permit: Permit) -> Result:
             return BaselineResult(job.key, 0.0)
         _require(folder)
         metrics = course.run(stages.join, job.checkpoint, dataset, part.shards, folder)
+        keep_values(folder / VALUES, job.values)
         shutil.rmtree(folder, ignore_errors=True)
         return BaselineResult(job.key, 0.0, metrics)
+    if is_follow_up(job):
+        return follow_up(job, stages, course)
     if part.kind is PartKind.BEGIN:
         return ExportResult(job.id, 0.0, notes=_begin(job, stages, course))
     staging = staging_path(job.output, job.id)
@@ -109,10 +126,11 @@ def _do(job: Job, stages: Stages, course: Course, permit: Permit) -> Result:
             return ExportResult(job.id, 0.0)
         _require(staging / _PREDICTIONS)
         metrics = course.run(stages.join, staging, dataset, part.shards, staging / _PREDICTIONS)
+        values = keep_values(staging / _PREDICTIONS / VALUES, values_beside(job.log))
         artifact = publish_built(job, staging, course, permit)
     except Failure as failure:
         raise with_disk(failure, staging, job.output) from None
-    return ExportResult(job.id, 0.0, artifact=artifact, metrics=metrics)
+    return ExportResult(job.id, 0.0, artifact=artifact, metrics=metrics, values=values)
 
 
 def _require(predictions: Path) -> None:
@@ -185,7 +203,9 @@ class Evaluations:
 
     def is_wanted(self, job: Job) -> bool:
         """Whether a part is still to be done: not where another part of the job has failed."""
-        return job.part is None or job.part.kind is PartKind.BEGIN or _key(job) not in self._over
+        if job.part is None or job.part.kind is PartKind.BEGIN or is_follow_up(job):
+            return True
+        return _key(job) not in self._over
 
     def take(self, job: Job, result: Result) -> tuple[list[Job], Result | None]:
         """Take the final result of a job or part.
@@ -194,7 +214,7 @@ class Evaluations:
             The parts that can begin now; and the result of the whole job, if it came to its end.
         """
         part = job.part
-        if part is None:
+        if part is None or is_follow_up(job):
             return [], result
         if not self.is_wanted(job):
             return [], None

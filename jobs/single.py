@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zooport.export_core.extensions import locate
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.isolation import PRELOAD, ForkServer
-from zooport.export_core.places import output_place
+from zooport.export_core.places import Place, RemotePath, output_place
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.jobs.exit_codes import exit_code
 from zooport.jobs.fetching import fetch_weights
+from zooport.jobs.followups import comparison, location, not_located, told
 from zooport.jobs.nodes import check_outputs
 from zooport.jobs.output import OutputFormat, cell, console, print_rows, print_value, size
 from zooport.jobs.registry.records import Metric
+from zooport.jobs.shards import run_part
 from zooport.jobs.tolerances import refuse_unknown
-from zooport.jobs.values import BaselineJob, ExportJob, ExportTarget, Status
-from zooport.jobs.verdicts import Verdict, decide
+from zooport.jobs.values import BaselineJob, BaselineResult, ExportJob, ExportResult, ExportTarget, Status
+from zooport.jobs.verdicts import DRIFT, Verdict, decide
 from zooport.jobs.worker import PIPELINE, OnStage, Stages, run_baseline, run_export
 
 if TYPE_CHECKING:
@@ -229,7 +231,12 @@ def _job(order: Order, target: ExportTarget) -> ExportJob:
         sample_image=target.sample_image,
         deadlines=order.deadlines,
         reservation=order.memory,
+        baseline_values=None if target.dataset is None else _baseline_values(output),
     )
+
+
+def _baseline_values(output: Place) -> Path | None:
+    return None if isinstance(output, RemotePath) else output.with_name(f".{output.name}.baseline.npz")
 
 
 def _run(job: ExportJob, stages: Stages, server: ForkServer, on_stage: OnStage) -> Verdict:
@@ -244,9 +251,47 @@ def _run(job: ExportJob, stages: Stages, server: ForkServer, on_stage: OnStage) 
             timeout=job.timeout,
             deadlines=job.deadlines,
             reservation=job.reservation,
+            values=job.baseline_values,
         )
         baseline = run_baseline(eager, stages, server=server, on_stage=on_stage)
-    return decide(job, exported, baseline)
+
+    def run(part: ExportJob) -> ExportResult:
+        answer = run_part(part, stages, server=server, on_stage=on_stage)
+        assert isinstance(answer, ExportResult)  # noqa: S101 - it answers a part of an export
+        return answer
+
+    verdict = _decide(job, exported, baseline, run)
+    for values in (exported.values, job.baseline_values):
+        if values is not None:
+            values.unlink(missing_ok=True)
+    return verdict
+
+
+def _decide(
+    job: ExportJob,
+    exported: ExportResult,
+    baseline: BaselineResult | None,
+    run: Callable[[ExportJob], ExportResult],
+) -> Verdict:
+    """Judge as a run does: how sure the deltas are comes first, where a drift begins after."""
+    intervals: Mapping[str, tuple[float, float]] = {}
+    lack = ""
+    if exported.failure is None and baseline is not None and baseline.failure is None:
+        more = comparison(job, exported)
+        answer = run(more) if isinstance(more, ExportJob) else None
+        if answer is None:
+            lack = str(more)
+        else:
+            intervals, lack = answer.intervals, told(answer.failure) if answer.failure is not None else ""
+    verdict = decide(job, exported, baseline, intervals, lack)
+    if verdict.failure is None or verdict.failure.code != DRIFT:
+        return verdict
+    search = location(job, exported)
+    answer = run(search) if isinstance(search, ExportJob) else None
+    why = str(search) if answer is None else told(answer.failure) if answer.failure is not None else ""
+    remark = (not_located(why),) if why else ()
+    result = replace(verdict.result, notes=(*verdict.result.notes, *remark))
+    return replace(verdict, result=result if answer is None else replace(result, drift=answer.drift))
 
 
 @contextmanager
@@ -285,6 +330,7 @@ def _row(job: ExportJob, verdict: Verdict) -> dict[str, Any]:
         "sha256": None if artifact is None else artifact.sha256,
         "bytes": None if artifact is None else artifact.size,
         "metrics": {name: delta.to_dict() for name, delta in verdict.deltas.items()},
+        "drift": verdict.result.drift,
         "seconds": verdict.result.seconds,
         "stages": dict(verdict.result.stages),
         "notes": list(verdict.result.notes),
@@ -303,6 +349,7 @@ def _page(job: ExportJob, verdict: Verdict) -> RenderableType:
     from rich.text import Text
 
     from zooport.export_core.evaluation.costs import without_costs
+    from zooport.jobs.drifts import drift_page
     from zooport.jobs.tables import cost_table, metric_table
 
     failure, artifact = verdict.failure, verdict.result.artifact
@@ -320,6 +367,8 @@ def _page(job: ExportJob, verdict: Verdict) -> RenderableType:
             Text.assemble(cell(artifact.path / artifact.main_file), f" ({size(artifact.size)} in all)")
         )
     if verdict.deltas:
+        if verdict.result.drift is not None:
+            parts += [Text("where it drifts", style="bold"), drift_page(verdict.result.drift)]
         metrics = _metrics(verdict)
         parts += [metric_table(without_costs(metrics), {}), cost_table(metrics)]
     return Group(*parts)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from zooport.export_core.evaluation import costs
 from zooport.export_core.evaluation.costs import is_cost, without_costs
+from zooport.jobs.drifts import drift_page
 from zooport.jobs.lines import Lines
 from zooport.jobs.notes import notes_page
 from zooport.jobs.output import STYLES, cell, duration, size, status_cell
@@ -174,6 +175,8 @@ def export_page(detail: ExportDetail) -> RenderableType:
         parts += [Text(), Text("metrics (AP points)", style="bold"), made]
     if len(accuracy) < len(row.metrics):
         parts += [Text(), Text("costs", style="bold"), cost_table(row.metrics)]
+    if detail.drift is not None:
+        parts += [Text(), Text("where it drifts", style="bold"), drift_page(detail.drift)]
     if detail.attempts and detail.attempts[-1].notes:
         parts += [Text(), notes_page(detail.attempts[-1].notes)]
     if detail.attempts:
@@ -274,8 +277,9 @@ def cost_table(metrics: Mapping[str, Metric]) -> RenderableType:
     """Return one line per cost: eager, exported, and how many times the eager one the exported one is."""
     numbers = ("eager", "exported", "ratio")
     lines = Lines("cost", *numbers, right=numbers)
-    for name, metric in metrics.items():
-        if not is_cost(name):
+    for name in dict.fromkeys([*COSTS.values(), *filter(is_cost, metrics)]):
+        metric = metrics.get(name)
+        if metric is None:
             continue
         pair = ["" if value is None else f"{value:.2f}" for value in (metric.baseline, metric.exported)]
         ratio = "" if not metric.baseline or metric.exported is None else metric.exported / metric.baseline

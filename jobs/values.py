@@ -62,31 +62,46 @@ class ExportTarget:
 
 
 class PartKind(StrEnum):
-    """What a part does: all up to evaluation, the prediction of one shard, or all from the metrics on."""
+    """What a part does.
+
+    All up to evaluation, the prediction of one shard, or all from the metrics on; and what follows an
+    evaluation: how sure the deltas are, and where a drift begins.
+    """
 
     BEGIN = "begin"
     SHARD = "shard"
     JOIN = "join"
+    COMPARE = "compare"
+    LOCATE = "locate"
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which part of a job is meant when its dataset is evaluated in shards; ``shard`` is that of a SHARD."""
+    """Which part of a job is meant.
+
+    Attributes:
+        shards: of a dataset that is evaluated in shards.
+        shard: that of a SHARD.
+        values: what each image adds to the exported model's metrics, for COMPARE.
+    """
 
     kind: PartKind
     shards: tuple[Shard, ...]
     shard: Shard | None = None
+    values: Path | None = None
 
     def __str__(self) -> str:
         """Return what stands behind the job's name: ``, 3 of 20``."""
-        return f", {self.shard.number} of {self.shard.of}" if self.shard is not None else ""
+        follow_ups = {PartKind.COMPARE: ", confidence interval", PartKind.LOCATE: ", where it drifts"}
+        return f", {self.shard.number} of {self.shard.of}" if self.shard else follow_ups.get(self.kind, "")
 
 
 @dataclass(frozen=True)
 class BaselineJob:
     """Evaluate the eager model once; shared by every format of the same checkpoint and dataset.
 
-    Limits, shards and parts are those of :class:`ExportJob`.
+    Limits, shards and parts are those of :class:`ExportJob`. ``values`` is the file for what each image adds
+    to the metrics; None keeps nothing.
     """
 
     key: str
@@ -100,6 +115,7 @@ class BaselineJob:
     images: int = 0
     shard_images: int = SHARD_IMAGES
     part: Part | None = None
+    values: Path | None = None
 
     @property
     def what(self) -> str:
@@ -125,6 +141,7 @@ class ExportJob:
         images: how many the dataset has; 0 when there is none or it cannot be read.
         shard_images: how many are evaluated in one piece.
         part: what of the job is to be done; None is all of it.
+        baseline_values: where the eager model's values of single images are, if they were kept.
     """
 
     id: str
@@ -147,6 +164,7 @@ class ExportJob:
     images: int = 0
     shard_images: int = SHARD_IMAGES
     part: Part | None = None
+    baseline_values: Path | None = None
 
     @property
     def what(self) -> str:
@@ -181,6 +199,11 @@ class ExportResult:
 
     ``metrics`` are those of the exported model; the driver joins them with the baseline's and judges.
     An artifact may be there although the export failed (accuracy drift): it is kept for inspection.
+
+    Attributes:
+        values: file of what each image adds to the metrics; None where it was not kept.
+        intervals: of COMPARE: metric -> ends of the confidence interval of its delta.
+        drift: of LOCATE: where the drift begins, as plain values.
     """
 
     id: str
@@ -190,3 +213,6 @@ class ExportResult:
     metrics: Mapping[str, float] = field(default_factory=dict)
     failure: FailureRecord | None = None
     notes: tuple[str, ...] = ()
+    values: Path | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    drift: Mapping[str, Any] | None = None

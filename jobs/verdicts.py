@@ -9,6 +9,9 @@ from zooport.export_core.evaluation.deltas import MetricDelta, compare, judge, r
 from zooport.export_core.failures import FailureRecord, Stage
 from zooport.jobs.values import BaselineResult, ExportJob, ExportResult
 
+DRIFT = "accuracy.drift"
+"""The failure whose beginning is looked for."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -19,13 +22,21 @@ class Verdict:
     failure: FailureRecord | None = None
 
 
-def decide(job: ExportJob, result: ExportResult, baseline: BaselineResult | None) -> Verdict:
+def decide(
+    job: ExportJob,
+    result: ExportResult,
+    baseline: BaselineResult | None,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    lack: str = "",
+) -> Verdict:
     """Judge an export.
 
     Args:
         job: what was asked for.
         result: what the worker returned; its own failure comes first.
         baseline: the eager model's metrics; None for a job without a dataset.
+        intervals: metric -> 95% confidence interval of its delta.
+        lack: why there are none.
 
     Returns:
         The verdict. Without a baseline to compare with, an export cannot be trusted: it fails with the
@@ -38,7 +49,10 @@ def decide(job: ExportJob, result: ExportResult, baseline: BaselineResult | None
     if baseline.failure is not None:
         return Verdict(result, failure=_without_baseline(baseline.failure))
     chosen = job.tolerance, job.tolerance_origins
-    deltas = with_tolerances(compare(baseline.metrics, result.metrics), *chosen)
+    deltas = with_tolerances(compare(baseline.metrics, result.metrics, intervals), *chosen)
+    if lack:
+        remark = f"no confidence interval of the deltas, the tolerances decided alone: {lack}"
+        result = replace(result, notes=(*result.notes, remark))
     failure = judge(deltas, *chosen)
     if failure is not None:
         return Verdict(result, deltas, failure.at(Stage.EVALUATE).record())

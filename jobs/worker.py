@@ -5,14 +5,15 @@ It runs the same with and without Ray, and knows nothing of the registry.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zooport.export_core.artifacts import Published, publish, publish_remotely, staged
-from zooport.export_core.diagnosis import diagnose, is_full
+from zooport.export_core.artifacts import HANDOVER, VALUES, Published, publish, publish_remotely, staged
+from zooport.export_core.diagnosis import diagnose, disk_failure, is_full
 from zooport.export_core.failures import Failure, FailureRecord, Stage
 from zooport.export_core.isolation import Cancellation, ForkServer, run_isolated
 from zooport.export_core.places import Place, RemotePath
@@ -36,16 +37,21 @@ class Stages:
     Attributes:
         export: (checkpoint, format, options, dataset, sample_image, staging, report) -> notes.
         verify: (staging, dataset, report) -> metrics.
-        baseline: (checkpoint, dataset, report) -> metrics.
+        baseline: (checkpoint, dataset, file for values, report) -> metrics.
         shard: (checkpoint or staging, dataset, shard, folder, report): leaves predictions in the folder.
         join: (checkpoint or staging, dataset, shards, folder, report) -> metrics.
+        compare: (file of the eager model's values, of the exported one's, report) -> intervals.
+        locate: (checkpoint, artifact, dataset, folder for pictures, report) -> a report with stage, tensor,
+            difference, categories and images.
     """
 
     export: str = "zooport.export_core.pipeline:export_stage"
     verify: str = "zooport.export_core.pipeline:verify_stage"
-    baseline: str = "zooport.export_core.pipeline:evaluate_eager"
+    baseline: str = "zooport.export_core.pipeline:measure_eager"
     shard: str = "zooport.export_core.sharding:predict_shard"
     join: str = "zooport.export_core.sharding:merge_shards"
+    compare: str = "zooport.export_core.evaluation.resampling:compare_values"
+    locate: str = "zooport.export_core.drift:locate"
 
 
 PIPELINE = Stages()
@@ -76,10 +82,10 @@ def run_export(
     with kept_log(job.log) as log:
         course = Course(job, log, server, on_stage, cancellation)
         try:
-            artifact, metrics, notes = _export(job, stages, course, permit)
+            result = _export(job, stages, course, permit)
         except Exception as error:
             return ExportResult(job.id, course.elapsed, course.seconds(), failure=course.failure(error))
-    return ExportResult(job.id, course.elapsed, course.seconds(), artifact, metrics, notes=notes)
+    return replace(result, seconds=course.elapsed, stages=course.seconds())
 
 
 def run_baseline(
@@ -95,7 +101,7 @@ def run_baseline(
         course = Course(job, log, server, on_stage, cancellation)
         try:
             course.enter(Stage.LOAD)
-            metrics = course.run(stages.baseline, job.checkpoint, job.dataset)
+            metrics = course.run(stages.baseline, job.checkpoint, job.dataset, job.values)
         except Exception as error:
             return BaselineResult(job.key, course.elapsed, failure=course.failure(error))
     return BaselineResult(job.key, course.elapsed, metrics)
@@ -108,17 +114,16 @@ def main_file(format_name: str) -> str:
     return next(each.main_file for each in formats.describe() if each.name == format_name)
 
 
-def _export(
-    job: ExportJob, stages: Stages, course: Course, permit: Permit
-) -> tuple[ArtifactRecord, Mapping[str, float], tuple[str, ...]]:
+def _export(job: ExportJob, stages: Stages, course: Course, permit: Permit) -> ExportResult:
     course.enter(Stage.LOAD)
     with staged(job.output, job.id) as staging:
         try:
             notes, metrics = build(job, stages, course, staging, job.dataset)
+            values = keep_values(staging / HANDOVER / VALUES, values_beside(job.log))
             artifact = publish_built(job, staging, course, permit)
         except Failure as failure:
             raise with_disk(failure, staging, job.output) from None
-    return artifact, metrics, notes
+    return ExportResult(job.id, 0.0, artifact=artifact, metrics=metrics, notes=notes, values=values)
 
 
 def build(
@@ -130,6 +135,27 @@ def build(
     course.enter(Stage.VERIFY)
     metrics = course.run(stages.verify, staging, dataset)
     return tuple(notes), metrics
+
+
+def keep_values(source: Path, target: Place | None) -> Path | None:
+    """Move a file of values to where it is compared; return that place, None where nothing is to be kept.
+
+    Raises:
+        Failure: ``resource.disk``.
+    """
+    if target is None or isinstance(target, RemotePath) or not source.is_file():
+        return None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(source, target)
+    except OSError as error:
+        raise disk_failure(error, Stage.EVALUATE, target.parent) from None
+    return target
+
+
+def values_beside(log: Place) -> Path | None:
+    """Return where an export's values wait to be compared; None for a log at an address."""
+    return None if isinstance(log, RemotePath) else log.with_name(f".{log.name}.values.npz")
 
 
 def publish_built(job: ExportJob, staging: Path, course: Course, permit: Permit) -> ArtifactRecord:

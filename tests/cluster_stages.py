@@ -48,7 +48,10 @@ def verify(staging: Path, dataset: DatasetSource | None, report: Callable[[Stage
 
 
 def baseline(
-    checkpoint: CheckpointSource, dataset: DatasetSource, report: Callable[[Stage], None]
+    checkpoint: CheckpointSource,
+    dataset: DatasetSource,
+    values: Path | None,
+    report: Callable[[Stage], None],
 ) -> dict[str, float]:
     report(Stage.EVALUATE)
     assert dataset.annotations.read_text() == "{}"

@@ -10,9 +10,11 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zooport.export_core.artifacts import HANDOVER, VALUES
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.jobs.worker import Stages
@@ -20,7 +22,15 @@ from zooport.jobs.worker import Stages
 Report = Callable[[Stage], None]
 
 _HERE = "zooport.tests.fake_stages"
-FAKE = Stages(f"{_HERE}:export", f"{_HERE}:verify", f"{_HERE}:baseline")
+FAKE = Stages(
+    f"{_HERE}:export",
+    f"{_HERE}:verify",
+    f"{_HERE}:baseline",
+    compare=f"{_HERE}:compare",
+    locate=f"{_HERE}:locate",
+)
+# What a model's bbox/AP moves by, and its confidence interval, as values of single images say.
+MOVED = {"sure": (-5.0, "-7 -3"), "noisy": (-5.0, "-9 2"), "vague": (-5.0, "?")}
 METRICS = {"bbox/AP": 40.0, "bbox/AP50": 60.0}
 
 
@@ -134,15 +144,54 @@ def verify(staging: Path, dataset: DatasetSource | None, report: Report) -> dict
     if dataset is None:
         return {}
     report(Stage.EVALUATE)
-    drift = 5.0 if name.startswith("drift") else 0.0
+    moved, interval = MOVED.get(name.partition("-")[0], (0.0, ""))
+    if interval:
+        (staging / HANDOVER).mkdir()
+        (staging / HANDOVER / VALUES).write_text(interval)
+    drift = 5.0 if name.startswith("drift") else -moved
     nan = float("nan") if name.startswith("nan") else 0.0
     return {key: value - drift + nan for key, value in METRICS.items()}
 
 
-def baseline(checkpoint: CheckpointSource, dataset: DatasetSource, report: Report) -> dict[str, float]:
+def baseline(
+    checkpoint: CheckpointSource, dataset: DatasetSource, values: Path | None, report: Report
+) -> dict[str, float]:
     report(Stage.LOAD)
     misbehave(checkpoint.name, "baseline", Path())
     if checkpoint.name.startswith("unsure"):  # as flaky, but for baselines
         crash_at_first(checkpoint)
     report(Stage.EVALUATE)
+    if values is not None and not checkpoint.name.endswith("-alone"):
+        values.parent.mkdir(parents=True, exist_ok=True)
+        values.write_text("eager")
     return METRICS
+
+
+def compare(baseline: Path, exported: Path, report: Report) -> dict[str, tuple[float, float]]:
+    report(Stage.EVALUATE)
+    assert baseline.read_text() == "eager"
+    low, high = map(float, exported.read_text().split())
+    return {"bbox/AP": (low, high)}
+
+
+@dataclass(frozen=True)
+class FakeReport:
+    """What the true search for a drift returns, as far as runs read it."""
+
+    stage: str
+    tensor: str
+    difference: float
+    categories: list[tuple[str, float, float]]
+    images: list[tuple[str, Path, float]]
+
+
+def locate(
+    checkpoint: CheckpointSource, directory: Path, dataset: DatasetSource, folder: Path, report: Report
+) -> FakeReport:
+    report(Stage.EVALUATE)
+    if "lost" in checkpoint.name:
+        raise ValueError("nothing to be seen")
+    assert (directory / "model.ts").is_file()
+    picture = folder / "1.png"
+    picture.write_bytes(b"PNG")
+    return FakeReport("proposals", "proposal_boxes", 1.5, [("cat", 40.0, 20.0)], [("a.jpg", picture, 0.25)])

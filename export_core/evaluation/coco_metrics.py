@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from zooport.export_core.evaluation.annotations import Annotation
+from zooport.export_core.evaluation.coco_resampling import Reading, resampled_precision, tally_matches
 from zooport.export_core.evaluation.datasets import Dataset
 from zooport.export_core.evaluation.postprocess import Array, encode_mask
 from zooport.export_core.evaluation.tasks import (
@@ -26,6 +27,16 @@ from zooport.export_core.evaluation.tasks import (
 ONE_STAGE = ("RetinaNet", "FCOS")
 # Architectures that give no classified boxes.
 BOXLESS = ("SemanticSegmentor", "ProposalNetwork")
+
+#: Which area, and which of the IoU thresholds 0.5 to 0.95, each metric is read from.
+DETECTION_METRICS: Mapping[str, Reading] = {
+    "AP": (0, None),
+    "AP50": (0, 0),
+    "AP75": (0, 5),
+    "APs": (1, None),
+    "APm": (2, None),
+    "APl": (3, None),
+}
 
 Results = list[dict[str, Any]]
 
@@ -72,9 +83,19 @@ class BoxAP:
 
     def score(self, values: Sequence[Results], dataset: Dataset, config: Any) -> dict[str, float]:
         """Return AP, AP50, AP75, APs, APm, APl and AP per category."""
+        return self.measure(values, dataset, config)[0]
+
+    def measure(
+        self, values: Sequence[Results], dataset: Dataset, config: Any
+    ) -> tuple[dict[str, float], dict[str, Array]]:
+        """Return the metrics, and the matches of all images."""
         truth = by_image(dataset, [ground_truth(annotation) for annotation in dataset.annotations])
         found = [[{**row, "area": row["bbox"][2] * row["bbox"][3]} for row in rows] for rows in values]
         return detection_metrics("bbox", truth, found, dataset)
+
+    def resampled(self, tally: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+        """Return the metrics of resampled images."""
+        return resampled_detection(tally, weights)
 
 
 class MaskAP:
@@ -101,6 +122,16 @@ class MaskAP:
 
     def score(self, values: Sequence[Results], dataset: Dataset, config: Any) -> dict[str, float]:
         """Return AP, AP50, AP75, APs, APm, APl and AP per category."""
+        return self.measure(values, dataset, config)[0]
+
+    def resampled(self, tally: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+        """Return the metrics of resampled images."""
+        return resampled_detection(tally, weights)
+
+    def measure(
+        self, values: Sequence[Results], dataset: Dataset, config: Any
+    ) -> tuple[dict[str, float], dict[str, Array]]:
+        """Return the metrics, and the matches of all images."""
         found = [
             [{**row, "area": float(mask_util.area(row["segmentation"]))} for row in rows] for rows in values
         ]
@@ -150,7 +181,7 @@ def ground_truth(annotation: Annotation) -> dict[str, Any]:
 
 def detection_metrics(
     kind: str, truth: Sequence[Results], found: Sequence[Results], dataset: Dataset
-) -> dict[str, float]:
+) -> tuple[dict[str, float], dict[str, Array]]:
     """Run pycocotools on ground truth and results, both grouped in the order of ``dataset.images``.
 
     Args:
@@ -161,23 +192,32 @@ def detection_metrics(
 
     Returns:
         The six standard metrics and, with more than one class, AP per category; in points, undefined ones
-        left out.
+        left out. And what :func:`resampled_detection` takes.
     """
-    precision = coco_precision(kind, truth, found, dataset)
-    # precision is indexed by IoU threshold (0.5 to 0.95), recall, category, area (all, small, medium,
-    # large) and number of detections.
-    metrics = {
-        "AP": mean_precision(precision[:, :, :, 0, -1]),
-        "AP50": mean_precision(precision[0, :, :, 0, -1]),
-        "AP75": mean_precision(precision[5, :, :, 0, -1]),
-        "APs": mean_precision(precision[:, :, :, 1, -1]),
-        "APm": mean_precision(precision[:, :, :, 2, -1]),
-        "APl": mean_precision(precision[:, :, :, 3, -1]),
-    }
-    if len(dataset.categories) > 1:
-        for index, label in enumerate(unique_labels(dataset)):
-            metrics[f"AP-{label}"] = mean_precision(precision[:, :, index, 0, -1])
-    return defined(metrics)
+    precision, tally = coco_precision(kind, truth, found, dataset)
+    metrics = read_precision(precision, DETECTION_METRICS)
+    labels = unique_labels(dataset) if len(dataset.categories) > 1 else []
+    for index, label in enumerate(labels):
+        metrics[f"AP-{label}"] = mean_precision(precision[:, :, index, 0, -1])
+    return defined(metrics), {**tally, "labels": np.array(labels, dtype=np.str_)}
+
+
+def resampled_detection(tally: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+    """Return the metrics of :func:`detection_metrics` for resampled images, from what it returned."""
+    return resampled_precision(tally, weights, DETECTION_METRICS, tally["labels"].tolist())
+
+
+def read_precision(precision: Array, readings: Mapping[str, Reading]) -> dict[str, float | None]:
+    """Return metrics from pycocotools' precision table.
+
+    It is indexed by IoU threshold (0.5 to 0.95), recall, category, area (all, small, medium, large) and
+    number of detections.
+    """
+    metrics = {}
+    for name, (area, threshold) in readings.items():
+        chosen = precision if threshold is None else precision[threshold]
+        metrics[name] = mean_precision(chosen[..., area, -1])
+    return metrics
 
 
 def coco_precision(
@@ -187,8 +227,8 @@ def coco_precision(
     dataset: Dataset,
     category_ids: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
-) -> Array:
-    """Return pycocotools' precision table; -1 marks entries that no ground truth defines.
+) -> tuple[Array, dict[str, Array]]:
+    """Return pycocotools' precision table, in which -1 marks what no ground truth defines, and its matches.
 
     Images and annotations get new ids: pycocotools takes an annotation with id 0 for unmatched. The order of
     the dataset's image ids is kept because it decides between equal scores.
@@ -212,8 +252,7 @@ def coco_precision(
             evaluation.params.kpt_oks_sigmas = np.array(sigmas, dtype=np.float64)
         evaluation.evaluate()
         evaluation.accumulate()
-    precision: Array = evaluation.eval["precision"]
-    return precision
+    return evaluation.eval["precision"], tally_matches(evaluation, order)
 
 
 def defined(metrics: Mapping[str, float | None]) -> dict[str, float]:

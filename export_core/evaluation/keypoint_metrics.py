@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zooport.export_core.evaluation.annotations import Annotation
@@ -15,11 +15,13 @@ from zooport.export_core.evaluation.coco_metrics import (
     ground_truth,
     has_head,
     instance_rows,
-    mean_precision,
+    read_precision,
     require_detection_classes,
     xywh,
 )
+from zooport.export_core.evaluation.coco_resampling import Reading, resampled_precision
 from zooport.export_core.evaluation.datasets import Dataset
+from zooport.export_core.evaluation.postprocess import Array
 from zooport.export_core.evaluation.tasks import ImageOutputs, setting, unique_labels
 from zooport.export_core.failures import Failure
 
@@ -28,6 +30,15 @@ COCO_SIGMAS = (
     *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
     *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
 )
+
+# COCO has no small persons with keypoints: its areas here are all, medium and large.
+_METRICS: Mapping[str, Reading] = {
+    "AP": (0, None),
+    "AP50": (0, 0),
+    "AP75": (0, 5),
+    "APm": (1, None),
+    "APl": (2, None),
+}
 
 
 class KeypointAP:
@@ -75,26 +86,29 @@ class KeypointAP:
 
     def score(self, values: Sequence[Results], dataset: Dataset, config: Any) -> dict[str, float]:
         """Return AP, AP50, AP75, APm, APl, and AP per category where more than one has keypoints."""
+        return self.measure(values, dataset, config)[0]
+
+    def resampled(self, tally: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+        """Return the metrics of resampled images."""
+        return resampled_precision(tally, weights, _METRICS, tally["labels"].tolist())
+
+    def measure(
+        self, values: Sequence[Results], dataset: Dataset, config: Any
+    ) -> tuple[dict[str, float], dict[str, Array]]:
+        """Return the metrics, and the matches of all images."""
         counts = {category.id: len(category.keypoints) for category in dataset.categories}
         truth = by_image(dataset, [_truth(entry, counts[entry.category_id]) for entry in dataset.annotations])
         found = [[{**row, "area": row["bbox"][2] * row["bbox"][3]} for row in rows] for rows in values]
         categories = [category.id for category in dataset.categories if category.keypoints]
-        precision = coco_precision(
+        precision, tally = coco_precision(
             "keypoints", truth, found, dataset, category_ids=categories, sigmas=_sigmas(config)
         )
-        # COCO has no small persons with keypoints: its areas here are all, medium and large.
-        metrics = {
-            "AP": mean_precision(precision[:, :, :, 0, -1]),
-            "AP50": mean_precision(precision[0, :, :, 0, -1]),
-            "AP75": mean_precision(precision[5, :, :, 0, -1]),
-            "APm": mean_precision(precision[:, :, :, 1, -1]),
-            "APl": mean_precision(precision[:, :, :, 2, -1]),
-        }
-        if len(categories) > 1:
-            labels = dict(zip(dataset.category_ids, unique_labels(dataset), strict=True))
-            for index, identifier in enumerate(categories):
-                metrics[f"AP-{labels[identifier]}"] = mean_precision(precision[:, :, index, 0, -1])
-        return defined(metrics)
+        metrics = read_precision(precision, _METRICS)
+        names = dict(zip(dataset.category_ids, unique_labels(dataset), strict=True))
+        labels = [names[identifier] for identifier in categories] if len(categories) > 1 else []
+        for index, label in enumerate(labels):
+            metrics[f"AP-{label}"] = mean_precision(precision[:, :, index, 0, -1])
+        return defined(metrics), {**tally, "labels": np.array(labels, dtype=np.str_)}
 
 
 def _sigmas(config: Any) -> Sequence[float]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from zooport.export_core.evaluation.datasets import Dataset
 from zooport.export_core.evaluation.panoptic_truth import TrueSegment
+from zooport.export_core.evaluation.postprocess import Array
 from zooport.export_core.evaluation.segmentation import LabelMap, merge_panoptic
 from zooport.export_core.evaluation.tasks import ImageOutputs, setting
 from zooport.export_core.failures import Failure
@@ -76,6 +77,50 @@ class PanopticQuality:
 
     def score(self, values: Sequence[Rows], dataset: Dataset, config: Any) -> dict[str, float]:
         """Return PQ, SQ, RQ, and the same over things (``_th``) and stuff (``_st``)."""
+        return self.measure(values, dataset, config)[0]
+
+    def measure(
+        self, values: Sequence[Rows], dataset: Dataset, config: Any
+    ) -> tuple[dict[str, float], dict[str, Array]]:
+        """Return the metrics, and the counts of each image: index of image and category, then a row's."""
+        categories = dataset.require_panoptic().categories
+        positions = {category.id: position for position, category in enumerate(categories)}
+        rows = [
+            [image, positions[int(category)], *counted]
+            for image, found in enumerate(values)
+            for category, *counted in found
+        ]
+        tally = {
+            "rows": np.array(rows, dtype=np.float64).reshape(-1, 6),
+            "things": np.array([category.is_thing for category in categories], dtype=np.bool_),
+        }
+        return self._score(values, dataset), tally
+
+    def resampled(self, tally: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+        """Return the metrics of resampled images."""
+        things = tally["things"]
+        image, category = tally["rows"][:, 0].astype(np.int64), tally["rows"][:, 1].astype(np.int64)
+        totals = np.zeros((len(weights), len(things), 4))
+        for position in range(len(things)):
+            where = category == position
+            totals[:, position] = weights[:, image[where]] @ tally["rows"][where, 2:]
+        iou, hits, spurious, missed = np.moveaxis(totals, -1, 0)
+        weight = hits + spurious / 2 + missed / 2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            by_category = {
+                "PQ": iou / weight,
+                "SQ": np.where(hits > 0, iou / hits, 0.0),
+                "RQ": hits / weight,
+            }
+            metrics = {}
+            for suffix, group in (("", np.ones_like(things)), ("_th", things), ("_st", ~things)):
+                present = (weight > 0) & group
+                for name, values in by_category.items():
+                    total = np.where(present, values, 0.0).sum(axis=1)
+                    metrics[f"{name}{suffix}"] = 100.0 * total / present.sum(axis=1)
+        return metrics
+
+    def _score(self, values: Sequence[Rows], dataset: Dataset) -> dict[str, float]:
         truth = dataset.require_panoptic()
         counts: defaultdict[int, Counts] = defaultdict(Counts)
         for rows in values:

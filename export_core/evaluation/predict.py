@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from zooport.export_core.evaluation.postprocess import to_image_frame
 from zooport.export_core.evaluation.proposal_metrics import ProposalRecall
 from zooport.export_core.evaluation.semantic_metrics import SemanticIoU
 from zooport.export_core.evaluation.tasks import (
+    TASKS,
     ImageOutputs,
     ImagePrediction,
     Task,
@@ -40,6 +41,11 @@ register(LvisBoxAP(), "lvis")
 register(LvisMaskAP(), "lvis")
 register(VocBoxAP(), "voc")
 register(CityscapesMaskAP(), "cityscapes")
+
+
+def known_tasks() -> Mapping[str, Task]:
+    """Return all tasks by name."""
+    return TASKS
 
 
 class Predictor(Protocol):
@@ -119,7 +125,10 @@ def predict_images(
 
 
 def compute_metrics(
-    predictions: Iterable[ImagePrediction], dataset: Dataset, config: Any
+    predictions: Iterable[ImagePrediction],
+    dataset: Dataset,
+    config: Any,
+    tallies: MutableMapping[str, Mapping[str, npt.NDArray[Any]]] | None = None,
 ) -> dict[str, float]:
     """Turn the predictions of all images of a dataset into metrics.
 
@@ -127,6 +136,8 @@ def compute_metrics(
         predictions: of every image exactly once, in any order.
         dataset: the dataset that they were made for.
         config: the model's merged detectron2 config.
+        tallies: is given what each task keeps of all images, for
+            :mod:`zooport.export_core.evaluation.resampling`.
 
     Raises:
         ValueError: images are missing or come twice.
@@ -142,7 +153,12 @@ def compute_metrics(
     metrics: dict[str, float] = {}
     for task in select_tasks(config, dataset):
         values = [by_image[image.id].values[task.name] for image in dataset.images]
-        for name, points in task.score(values, dataset, config).items():
+        measure = getattr(task, "measure", None)
+        if tallies is None or measure is None:
+            scored = task.score(values, dataset, config)
+        else:
+            scored, tallies[task.name] = measure(values, dataset, config)
+        for name, points in scored.items():
             metrics[f"{task.name}/{name}"] = points
     if not metrics:
         raise dataset.failure(

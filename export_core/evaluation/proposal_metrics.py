@@ -52,6 +52,26 @@ class ProposalRecall:
                 overlaps[f"AR{suffix}@{limit}"] = cover(proposals[:limit], chosen)
         return overlaps
 
+    def measure(
+        self, values: Sequence[Mapping[str, Any]], dataset: Dataset, config: Any
+    ) -> tuple[dict[str, float], dict[str, Array]]:
+        """Return the metrics; and by image and metric the objects, and those covered at each threshold."""
+        tally = {}
+        for name in values[0]:
+            rows = [np.array(image[name], dtype=np.float64) for image in values]
+            covered = [[len(row), *((row >= threshold).sum() for threshold in _THRESHOLDS)] for row in rows]
+            tally[name] = np.array(covered, dtype=np.int64)
+        return self.score(values, dataset, config), tally
+
+    def resampled(self, tally: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+        """Return the metrics of resampled images."""
+        metrics = {}
+        for name, covered in tally.items():
+            totals = (weights @ covered).astype(np.float64)
+            with np.errstate(invalid="ignore"):
+                metrics[name] = 100.0 * (totals[:, 1:] / totals[:, :1]).mean(axis=1)
+        return metrics
+
     def score(self, values: Sequence[Mapping[str, Any]], dataset: Dataset, config: Any) -> dict[str, float]:
         """Return the average recalls; sizes that no object has are left out."""
         metrics = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,37 @@ class SemanticIoU:
 
     def score(self, values: Sequence[Rows], dataset: Dataset, config: Any) -> dict[str, float]:
         """Return mIoU, fwIoU, mACC, pACC, and IoU-<label> and ACC-<label> of the labels that occur."""
+        return self.measure(values, dataset, config)[0]
+
+    def resampled(self, tally: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+        """Return the metrics of resampled images."""
+        names = tally["labels"].tolist()
+        metrics: dict[str, Array] = {}
+        for number, row in enumerate(weights):
+            hits, true, found = (row @ tally["pixels"]).astype(np.float64).reshape(3, -1)
+            for name, value in _from_counts(hits, true, found, names).items():
+                metrics.setdefault(name, np.full(len(weights), np.nan))[number] = value
+        return metrics
+
+    def measure(
+        self, values: Sequence[Rows], dataset: Dataset, config: Any
+    ) -> tuple[dict[str, float], dict[str, Array]]:
+        """Return the metrics; and by image and label the pixels that are found, true, and both."""
+        count = setting(config, _CLASSES)
+        pixels = np.zeros((len(values), 3, count), dtype=np.int64)
+        for image, rows in enumerate(values):
+            for found, true, area in rows:
+                pixels[image, 0, found] += area if found == true else 0
+                pixels[image, 1, true] += area
+                pixels[image, 2, found] += area
+        labels = _label_names(config, dataset)
+        tally = {
+            "pixels": pixels.reshape(len(values), 3 * count),
+            "labels": np.array(labels, dtype=np.str_),
+        }
+        return self._score(values, dataset, config), tally
+
+    def _score(self, values: Sequence[Rows], dataset: Dataset, config: Any) -> dict[str, float]:
         count = setting(config, _CLASSES)
         confusion = np.zeros((count, count), dtype=np.int64)
         for rows in values:
@@ -79,6 +110,11 @@ def _metrics(confusion: Array, names: Sequence[str]) -> dict[str, float]:
     """Turn pixel counts (predicted, true) into metrics; labels without a true pixel take no part."""
     hits = confusion.diagonal().astype(np.float64)
     true, found = confusion.sum(axis=0).astype(np.float64), confusion.sum(axis=1).astype(np.float64)
+    return _from_counts(hits, true, found, names)
+
+
+def _from_counts(hits: Array, true: Array, found: Array, names: Sequence[str]) -> dict[str, float]:
+    """Turn pixels by label into metrics."""
     present = np.flatnonzero(true > 0)
     if not present.size:
         return {}

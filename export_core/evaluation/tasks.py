@@ -78,7 +78,16 @@ class ImagePrediction:
 
 
 class Task(Protocol):
-    """One family of metrics."""
+    """One family of metrics.
+
+    For confidence intervals (:mod:`zooport.export_core.evaluation.resampling`) a task has two more members;
+    the differences of one without are judged by their size alone.
+
+    - ``measure(values, dataset, config)``: what ``score`` returns, and arrays by name that suffice to score
+      any choice of images;
+    - ``resampled(tally, weights)``: the metrics, each (R,), for those arrays and weights (R, N): how often
+      each of N images is in each of R resamples. NaN where a resample leaves a metric undefined.
+    """
 
     @property
     def name(self) -> str:

@@ -21,6 +21,7 @@ from zooport.jobs.registry.schema import (
     attempts,
     baseline_attempts,
     checkpoints,
+    drifts,
     exports,
     failures,
     runs,
@@ -60,6 +61,7 @@ def detail(connection: Connection, pk: int) -> ExportDetail:
         newest=connection.execute(of_target.order_by(exports.c.pk.desc()).limit(1)).scalar_one(),
         source=connection.execute(source).scalar_one_or_none(),
         baseline=_baseline(connection, job.baseline),
+        drift=_drift(connection, *shown),
     )
 
 
@@ -82,6 +84,11 @@ def job_of(connection: Connection, pk: int) -> ExportJob:
 def _details(connection: Connection, pk: int, number: int) -> dict[str, Any]:
     query = select(failures.c.details).where(failures.c.export_pk == pk, failures.c.number == number)
     return connection.execute(query).scalar_one_or_none() or {}
+
+
+def _drift(connection: Connection, pk: int, number: int) -> dict[str, Any] | None:
+    query = select(drifts.c.report).where(drifts.c.export_pk == pk, drifts.c.number == number)
+    return connection.execute(query).scalar_one_or_none()
 
 
 def _artifact(connection: Connection, pk: int, number: int) -> ArtifactRecord | None:

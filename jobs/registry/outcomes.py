@@ -20,6 +20,7 @@ from zooport.jobs.registry.schema import (
     baseline_attempts,
     baseline_metrics,
     baselines,
+    drifts,
     exports,
     failures,
     metrics,
@@ -147,6 +148,20 @@ def _keep_metrics(
     ]
     if values:
         connection.execute(insert(metrics), values)
+
+
+def keep_drift(
+    connection: Connection, export: Row[Any], report: Mapping[str, Any] | None, remark: str
+) -> None:
+    """Keep where a drift begins, and add a remark to the newest attempt."""
+    if report is not None:
+        row = {"export_pk": export.pk, "number": export.attempt, "report": plain(report)}
+        connection.execute(insert(drifts).values(row))
+    if remark:
+        where = (attempts.c.export_pk == export.pk) & (attempts.c.number == export.attempt)
+        notes = connection.execute(select(attempts.c.notes).where(where)).scalar_one()
+        connection.execute(update(attempts).where(where).values(notes=[*notes, plain(remark)]))
+    beat(connection, export.run_id)
 
 
 def _keep_failures(connection: Connection, keys: Iterable[tuple[int, int]], failure: FailureRecord) -> None:

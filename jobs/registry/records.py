@@ -150,6 +150,7 @@ class ExportDetail:
         source: id of the earlier export that a cached one was served from.
         attempts: of this export and of its predecessors, oldest first.
         baseline: tries at the eager model that this export is compared with, in any run, oldest first.
+        drift: where its outputs begin to differ: stage, tensor, difference, categories and images.
     """
 
     row: ExportRow
@@ -162,6 +163,7 @@ class ExportDetail:
     newest: str
     source: str | None
     baseline: tuple[BaselineRow, ...] = ()
+    drift: Mapping[str, Any] | None = None
 
     @property
     def command(self) -> str | None:
@@ -201,6 +203,7 @@ class ExportDetail:
             "newest": self.newest,
             "source": self.source,
             "attempts": [attempt.to_dict() for attempt in self.attempts],
+            "drift": None if self.drift is None else dict(self.drift),
             "baseline_attempts": [attempt.to_dict() for attempt in self.baseline],
         }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from zooport.export_core.failures import FailureRecord
 from zooport.export_core.places import Place
@@ -128,6 +129,11 @@ class Registry(Reader):
             if export.status == str(Status.PENDING):
                 number = outcomes.start(connection, export, "", None)
             return outcomes.finish(connection, export, number, result, deltas or {}, reason, again=again)
+
+    def record_drift(self, export_id: str, report: Mapping[str, Any] | None, remark: str = "") -> None:
+        """Record where the newest attempt at an export begins to drift, or remark why that is not known."""
+        with self._database.writing() as connection:
+            outcomes.keep_drift(connection, outcomes.find(connection, export_id), report, remark)
 
     def record_baseline(
         self,
