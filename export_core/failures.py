@@ -65,7 +65,7 @@ CODES: dict[str, Code] = {
         Code("artifact.mismatch", "the artifact's outputs differ from the eager model's"),
         Code("output.occupied", "something that is not an artifact is where the artifact belongs"),
         Code("output.unwritable", "artifacts cannot be written to the output, or not from every node"),
-        Code("accuracy.drift", "a metric moved by more than the tolerance"),
+        Code("accuracy.drift", "a metric moved by more than its tolerance, and not by chance"),
         Code("accuracy.nonfinite", "a metric or an output is NaN or infinite"),
         Code("dataset.invalid", "annotations or images cannot be used"),
         Code("resource.memory", "the job ran out of memory", retryable=True),

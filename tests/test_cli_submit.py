@@ -406,14 +406,31 @@ class TestExport:
         evaluated = replace(order, run_eval=True, annotations=zoo / "a.json", images=zoo)
         assert export_one(evaluated, OutputFormat.JSON, FAKE, ()) == 0
         printed: dict[str, Any] = json.loads(capsys.readouterr().out)
-        assert printed["metrics"]["bbox/AP"] == {
-            "baseline": METRICS["bbox/AP"],
-            "exported": METRICS["bbox/AP"],
-            "delta": 0.0,
-        }
+        compared = printed["metrics"]["bbox/AP"]
+        assert (compared["baseline"], compared["exported"]) == (METRICS["bbox/AP"], METRICS["bbox/AP"])
+        assert (compared["delta"], compared["tolerance"]) == (0.0, 0.1)
         assert printed["status"] == "succeeded"
         assert export_one(evaluated, OutputFormat.TABLE, FAKE, ()) == 0
         assert "+0.00" in capsys.readouterr().out
+
+    def test_drift_is_told_from_chance_and_searched_as_in_a_run(
+        self, zoo: Path, order: Order, named: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        evaluated = replace(order, run_eval=True, annotations=zoo / "a.json", images=zoo)
+        for name, code in (("noisy-1", 0), ("sure-1", 1), ("sure-lost", 1)):
+            named(name)
+            one = replace(evaluated, config=zoo / name / "config.yaml", output=zoo / name / "exported")
+            assert export_one(one, OutputFormat.JSON, FAKE, ()) == code
+            printed = json.loads(capsys.readouterr().out)
+            told = " ".join(printed["notes"])
+            assert ("inconclusive" in told) == (name == "noisy-1")
+            assert ("nothing to be seen" in told) == (name == "sure-lost")
+            assert (printed["drift"] or {}).get("stage") == ("proposals" if name == "sure-1" else None)
+            assert not list((zoo / name).glob(".*"))
+        assert (
+            export_one(replace(one, config=zoo / "sure-1" / "config.yaml"), OutputFormat.TABLE, FAKE, ()) == 1
+        )
+        assert "first at proposals: proposal_boxes differs" in capsys.readouterr().out
 
     def test_a_failure_is_typed_and_keeps_its_log(
         self, zoo: Path, order: Order, named: Callable[[str], None], capsys: pytest.CaptureFixture[str]

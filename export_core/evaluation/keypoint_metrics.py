@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from zooport.export_core.evaluation.annotations import Annotation
 from zooport.export_core.evaluation.coco_metrics import (
     Results,
@@ -15,6 +17,7 @@ from zooport.export_core.evaluation.coco_metrics import (
     ground_truth,
     has_head,
     instance_rows,
+    mean_precision,
     read_precision,
     require_detection_classes,
     xywh,
