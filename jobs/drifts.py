@@ -13,23 +13,26 @@ from zooport.jobs.output import cell
 
 
 def drift_page(drift: Mapping[str, Any]) -> RenderableType:
-    """Return the report on a drift: eager and exported outputs agree up to the stage that it names."""
-    difference = drift.get("difference")
-    by = "" if difference is None else f", by up to {difference:g}"
-    parts: list[RenderableType] = [cell(f"first at {drift['stage']}: {drift['tensor']} differs{by}")]
+    """Return the report on a drift: up to the stage that it names, eager and exported model agree."""
+    seen = f" ({drift['images_seen']} images compared)" if drift.get("images_seen") else ""
+    by = "" if drift.get("difference") is None else f", by {drift['difference']:g} {drift.get('unit', '')}"
+    parts: list[RenderableType] = [
+        cell(f"first at {drift['stage']}: {drift['tensor']} differs{by.rstrip()}{seen}")
+    ]
+    if drift.get("remark"):
+        parts.append(cell(drift["remark"]))
     if drift["categories"]:
         numbers = ("eager", "exported", "delta")
         table = Lines("category", *numbers, right=numbers)
         for each in drift["categories"]:
-            values = each["eager"], each["exported"]
-            pair = [_points(value) for value in values]
-            delta = "" if None in values else f"{each['exported'] - each['eager']:+.2f}"
-            table.add(str(each["name"]), *pair, delta)
+            eager, exported = each["eager"], each["exported"]
+            delta = "" if eager is None or exported is None else f"{exported - eager:+.2f}"
+            table.add(str(each["name"]), _points(eager), _points(exported), delta)
         parts += [Text(), table]
     if drift["images"]:
-        table = Lines("image", "score", "eager and exported side by side", right=("score",))
+        table = Lines("image", "difference", "eager and exported side by side", right=("difference",))
         for each in drift["images"]:
-            table.add(str(each["file"]), _points(each["score"]), str(each["picture"]))
+            table.add(str(each["file"]), _points(each["difference"]), str(each["picture"]))
         parts += [Text(), table]
     return Group(*parts)
 

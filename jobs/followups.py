@@ -6,8 +6,8 @@ workers share, so there are none for artifacts at an address.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import astuple, is_dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from zooport.export_core.diagnosis import disk_failure
@@ -76,24 +76,16 @@ def located(function: str, *arguments: Any, report: Callable[[Stage], None]) -> 
 
     A worker that takes the answer must not import what the report is made with.
     """
-    found = resolve(function)(*arguments, report=report)
-    return {
-        "stage": str(found.stage),
-        "tensor": str(found.tensor),
-        "difference": None if found.difference is None else float(found.difference),
-        "categories": [
-            {"name": str(name), "eager": eager, "exported": exported}
-            for name, eager, exported in map(_entry, found.categories)
-        ],
-        "images": [
-            {"file": str(file), "picture": str(picture), "score": score}
-            for file, picture, score in map(_entry, found.images)
-        ],
+    found: dict[str, Any] = resolve(function)(*arguments, report=report).to_dict()
+    return found | {
+        "categories": _named(found["categories"], "name", "eager", "exported"),
+        "images": _named(found["images"], "file", "picture", "difference"),
     }
 
 
-def _entry(value: Any) -> tuple[Any, ...]:
-    return astuple(value) if is_dataclass(value) and not isinstance(value, type) else tuple(value)
+def _named(rows: Iterable[Sequence[Any]], *names: str) -> list[dict[str, Any]]:
+    """Return rows as mappings, whose meaning JSON keeps."""
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def told(failure: FailureRecord) -> str:

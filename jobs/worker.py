@@ -42,7 +42,7 @@ class Stages:
         join: (checkpoint or staging, dataset, shards, folder, report) -> metrics.
         compare: (file of the eager model's values, of the exported one's, report) -> intervals.
         locate: (checkpoint, artifact, dataset, folder for pictures, report) -> a report with stage, tensor,
-            difference, categories and images.
+            difference, categories and images, and with to_dict.
     """
 
     export: str = "zooport.export_core.pipeline:export_stage"

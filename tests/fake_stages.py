@@ -10,7 +10,6 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -174,15 +173,23 @@ def compare(baseline: Path, exported: Path, report: Report) -> dict[str, tuple[f
     return {"bbox/AP": (low, high)}
 
 
-@dataclass(frozen=True)
 class FakeReport:
     """What the true search for a drift returns, as far as runs read it."""
 
-    stage: str
-    tensor: str
-    difference: float
-    categories: list[tuple[str, float, float]]
-    images: list[tuple[str, Path, float]]
+    def __init__(self, picture: Path) -> None:
+        self._picture = picture
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "stage": "proposals",
+            "tensor": "proposal_boxes",
+            "difference": 1.5,
+            "unit": "pixels",
+            "categories": (("bbox/cat", 40.0, 20.0),),
+            "images": (("a.jpg", str(self._picture), 0.25),),
+            "images_seen": 7,
+            "remark": "",
+        }
 
 
 def locate(
@@ -194,4 +201,4 @@ def locate(
     assert (directory / "model.ts").is_file()
     picture = folder / "1.png"
     picture.write_bytes(b"PNG")
-    return FakeReport("proposals", "proposal_boxes", 1.5, [("cat", 40.0, 20.0)], [("a.jpg", picture, 0.25)])
+    return FakeReport(picture)

@@ -114,14 +114,16 @@ def test_show_prints_where_it_drifts(bench: Bench, capsys: pytest.CaptureFixture
     assert run(["show", "sure-1", *registry]) == 0
     _, _, shown = capsys.readouterr().out.partition("where it drifts\n")
     first, *lines = [line.split() for line in shown.splitlines() if line]
-    assert " ".join(first) == "first at proposals: proposal_boxes differs, by up to 1.5"
-    assert ["cat", "40.00", "20.00", "-20.00"] in lines
+    assert " ".join(first) == (
+        "first at proposals: proposal_boxes differs, by 1.5 pixels (7 images compared)"
+    )
+    assert ["bbox/cat", "40.00", "20.00", "-20.00"] in lines
     (picture,) = [line for line in lines if line[0] == "a.jpg"]
     assert picture[1] == "0.25"
     assert Path(picture[2]).name == "1.png"
     assert run(["show", "sure-1", "-o", "json", *registry]) == 0
     value = json.loads(capsys.readouterr().out)
-    assert value["drift"]["categories"] == [{"name": "cat", "eager": 40.0, "exported": 20.0}]
+    assert value["drift"]["categories"] == [{"name": "bbox/cat", "eager": 40.0, "exported": 20.0}]
     assert value["metrics"]["bbox/AP"]["low"] == -7.0
     assert value["metrics"]["bbox/AP"]["origin"].startswith("default: ")
     assert run(["show", "good-1", "-o", "json", *registry]) == 0
