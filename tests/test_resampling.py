@@ -12,7 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from zooport.export_core import pipeline, sharding
+from zooport.export_core.artifacts import VALUES
 from zooport.export_core.evaluation import ImagePrediction, compute_metrics, load_dataset, predict
+from zooport.export_core.evaluation.costs import without_costs
 from zooport.export_core.evaluation.datasets import Dataset
 from zooport.export_core.evaluation.deltas import compare, judge, remarks
 from zooport.export_core.evaluation.resampling import (
@@ -24,8 +27,9 @@ from zooport.export_core.evaluation.resampling import (
     write_tallies,
 )
 from zooport.export_core.failures import Failure
+from zooport.export_core.shards import split
 from zooport.tests.evaluation_support import demo_source, make_config, recorded_predictions
-from zooport.tests.test_pipeline import ignore
+from zooport.tests.test_pipeline import ignore, source_of
 
 Array = npt.NDArray[Any]
 FIVE: dict[str, Any] = {"MODEL__ROI_HEADS__NUM_CLASSES": 5}
@@ -245,6 +249,25 @@ def test_files_hold_what_was_written_and_damage_is_told(demo_zoo: Path, tmp_path
     write_tallies(tmp_path / "fewer", load_dataset(demo_source(demo_zoo, limit=2)), {"bbox": tally})
     with pytest.raises(Failure, match="different images"):
         compare_values(tmp_path / "fewer", tmp_path / "new" / "values.npz", ignore)
+
+
+def test_every_way_to_evaluate_leaves_the_same_values(tmp_path: Path) -> None:
+    checkpoint, dataset = source_of("panoptic_fpn", limit=3)
+    whole = tmp_path / "kept" / "whole.npz"
+    metrics = pipeline.measure_eager(checkpoint, dataset, whole, ignore)
+    shards = split(3, 2)
+    for shard in shards:
+        sharding.predict_shard(checkpoint, dataset, shard, tmp_path, ignore)
+    sharding.merge_shards(checkpoint, dataset, shards, tmp_path, ignore)
+    ids, tallies = read_tallies(whole)
+    others, joined = read_tallies(tmp_path / VALUES)
+    assert ids == others
+    assert tallies.keys() == joined.keys() == {name.partition("/")[0] for name in without_costs(metrics)}
+    for task, tally in tallies.items():
+        assert all(np.array_equal(tally[name], joined[task][name]) for name in tally), task
+    intervals = compare_values(whole, tmp_path / VALUES, ignore)
+    assert set(intervals.values()) == {(0.0, 0.0)}
+    assert intervals.keys() == without_costs(metrics).keys()
 
 
 def test_one_image_has_no_interval(demo_zoo: Path, tmp_path: Path) -> None:
