@@ -50,6 +50,7 @@ class Book:
         self._display = display
         self._baselines = {key: BaselineResult(key, 0.0, metrics) for key, metrics in plan.measured.items()}
         self._waiting: dict[str, list[tuple[ExportJob, ExportResult]]] = {}
+        self._locating: set[str] = set()
         self._comparing: dict[str, tuple[ExportJob, ExportResult]] = {}
         self._beat = self._polled = time.monotonic()
         self._told: Sequence[LiveJob] = ()
@@ -122,6 +123,7 @@ class Book:
     def _followed_up(self, part: ExportJob, answer: ExportResult) -> list[ExportJob]:
         """Take what a worker found out about an export that was evaluated."""
         if part.part is not None and part.part.kind is PartKind.LOCATE:
+            self._locating.discard(part.id)
             said = "" if answer.failure is None else not_located(told(answer.failure))
             self._registry.record_drift(part.id, answer.drift, said)
             return []
@@ -149,7 +151,14 @@ class Book:
         if isinstance(more, str):
             self._registry.record_drift(job.id, None, not_located(more))
             return []
+        self._locating.add(job.id)
         return [more]
+
+    def give_up(self) -> None:
+        """Remark on the drifts whose beginning nobody looks for any more, because the run stops."""
+        for export_id in sorted(self._locating):
+            self._registry.record_drift(export_id, None, not_located("the run was stopped before"))
+        self._locating.clear()
 
     def _settle(self, job: ExportJob, verdict: Verdict) -> None:
         result = verdict.result

@@ -87,6 +87,7 @@ class Crew:
                 self._display.say(f"another run measures {len(self._elsewhere)} of the baselines")
             while self._hosts or self._agenda or self._elsewhere:
                 self._step()
+            self._book.give_up()
         finally:
             for host in self._hosts.values():
                 host.kill()
