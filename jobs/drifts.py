@@ -15,7 +15,7 @@ from zooport.jobs.output import cell
 def drift_page(drift: Mapping[str, Any]) -> RenderableType:
     """Return the report on a drift: up to the stage that it names, eager and exported model agree."""
     seen = f" ({drift['images_seen']} images compared)" if drift.get("images_seen") else ""
-    by = "" if drift.get("difference") is None else f", by {drift['difference']:g} {drift.get('unit', '')}"
+    by = "" if drift.get("difference") is None else f": {drift['difference']:g} {drift.get('unit', '')}"
     parts: list[RenderableType] = [
         cell(f"first at {drift['stage']}: {drift['tensor']} differs{by.rstrip()}{seen}")
     ]

@@ -114,9 +114,7 @@ def test_show_prints_where_it_drifts(bench: Bench, capsys: pytest.CaptureFixture
     assert run(["show", "sure-1", *registry]) == 0
     _, _, shown = capsys.readouterr().out.partition("where it drifts\n")
     first, *lines = [line.split() for line in shown.splitlines() if line]
-    assert " ".join(first) == (
-        "first at proposals: proposal_boxes differs, by 1.5 pixels (7 images compared)"
-    )
+    assert " ".join(first) == ("first at proposals: proposal_boxes differs: 1.5 pixels (7 images compared)")
     assert ["bbox/cat", "40.00", "20.00", "-20.00"] in lines
     (picture,) = [line for line in lines if line[0] == "a.jpg"]
     assert picture[1] == "0.25"
