@@ -50,6 +50,7 @@ def decide(
         return Verdict(result, failure=_without_baseline(baseline.failure))
     chosen = job.tolerance, job.tolerance_origins
     deltas = with_tolerances(compare(baseline.metrics, result.metrics, intervals), *chosen)
+    lack = lack or _without_interval(deltas)
     if lack:
         remark = f"no confidence interval of the deltas, the tolerances decided alone: {lack}"
         result = replace(result, notes=(*result.notes, remark))
@@ -57,6 +58,12 @@ def decide(
     if failure is not None:
         return Verdict(result, deltas, failure.at(Stage.EVALUATE).record())
     return Verdict(replace(result, notes=(*result.notes, *remarks(deltas, *chosen))), deltas)
+
+
+def _without_interval(deltas: Mapping[str, MetricDelta]) -> str:
+    """Return which judged metrics have no interval although the others may, "" if all have."""
+    names = [name for name, each in deltas.items() if each.tolerance is not None and each.low is None]
+    return f"{', '.join(names)} cannot be resampled, or few resamples define it" if names else ""
 
 
 def _without_baseline(failure: FailureRecord) -> FailureRecord:

@@ -15,9 +15,11 @@ import pytest
 from zooport.export_core import pipeline, sharding
 from zooport.export_core.artifacts import VALUES
 from zooport.export_core.evaluation import ImagePrediction, compute_metrics, load_dataset, predict
+from zooport.export_core.evaluation.coco_metrics import BoxAP
 from zooport.export_core.evaluation.costs import without_costs
 from zooport.export_core.evaluation.datasets import Dataset
 from zooport.export_core.evaluation.deltas import compare, judge, remarks
+from zooport.export_core.evaluation.metric_names import METRICS
 from zooport.export_core.evaluation.resampling import (
     RESAMPLES,
     compare_values,
@@ -26,6 +28,7 @@ from zooport.export_core.evaluation.resampling import (
     read_tallies,
     write_tallies,
 )
+from zooport.export_core.evaluation.tasks import measure_of
 from zooport.export_core.failures import Failure
 from zooport.export_core.shards import split
 from zooport.tests.evaluation_support import demo_source, make_config, recorded_predictions
@@ -268,6 +271,19 @@ def test_every_way_to_evaluate_leaves_the_same_values(tmp_path: Path) -> None:
     intervals = compare_values(whole, tmp_path / VALUES, ignore)
     assert set(intervals.values()) == {(0.0, 0.0)}
     assert intervals.keys() == without_costs(metrics).keys()
+
+
+def test_a_task_that_scores_by_rules_of_its_own_is_not_resampled_by_those_it_inherits() -> None:
+    class Other(BoxAP):
+        def score(self, values: Any, dataset: Any, config: Any) -> dict[str, float]:
+            return {"AP": 1.0}
+
+    class Same(BoxAP):
+        pass
+
+    assert measure_of(Other()) is None
+    assert measure_of(Same()) is not None
+    assert all(measure_of(predict.known_tasks()[name]) is not None for name in METRICS)
 
 
 def test_one_image_has_no_interval(demo_zoo: Path, tmp_path: Path) -> None:

@@ -252,7 +252,10 @@ def coco_precision(
             evaluation.params.kpt_oks_sigmas = np.array(sigmas, dtype=np.float64)
         evaluation.evaluate()
         evaluation.accumulate()
-    return evaluation.eval["precision"], tally_matches(evaluation, order)
+    tally = tally_matches(
+        evaluation, order, [truth[index] for index in order], [found[index] for index in order]
+    )
+    return evaluation.eval["precision"], tally
 
 
 def defined(metrics: Mapping[str, float | None]) -> dict[str, float]:

@@ -12,14 +12,15 @@ EVERY = "*"
 """Stands for every metric that is judged by default."""
 
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_LVIS = ("APr", "APc", "APf")  # of rare, common and frequent categories
 _AR = ("AR@100", "ARs@100", "ARm@100", "ARl@100", "AR@1000", "ARs@1000", "ARm@1000", "ARl@1000")
 _PQ = tuple(f"{name}{suffix}" for suffix in ("", "_th", "_st") for name in ("PQ", "SQ", "RQ"))
 
 #: Task -> its metrics; what ends in a dash is followed by the name of a category or label.
 METRICS: Mapping[str, tuple[str, ...]] = {
-    "bbox": (*_AP, "AP-"),
-    "segm": (*_AP, "AP-"),
-    "keypoints": ("AP", "AP50", "AP75", "APm", "APl"),
+    "bbox": (*_AP, *_LVIS, "AP-"),
+    "segm": (*_AP, *_LVIS, "AP-"),
+    "keypoints": ("AP", "AP50", "AP75", "APm", "APl", "AP-"),
     "panoptic_seg": _PQ,
     "sem_seg": ("mIoU", "fwIoU", "mACC", "pACC", "IoU-", "ACC-"),
     "box_proposals": _AR,

@@ -25,6 +25,7 @@ from zooport.export_core.evaluation.tasks import (
     ImageOutputs,
     ImagePrediction,
     Task,
+    measure_of,
     missing_output,
     register,
     select_tasks,
@@ -153,7 +154,7 @@ def compute_metrics(
     metrics: dict[str, float] = {}
     for task in select_tasks(config, dataset):
         values = [by_image[image.id].values[task.name] for image in dataset.images]
-        measure = getattr(task, "measure", None)
+        measure = measure_of(task)
         if tallies is None or measure is None:
             scored = task.score(values, dataset, config)
         else:

@@ -10,7 +10,7 @@ metrics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any, Protocol
@@ -128,6 +128,17 @@ def register(task: Task, rules: str = "") -> None:
     if key in TASKS:
         raise ValueError(f"a task named {key} is already registered")
     TASKS[key] = task
+
+
+def measure_of(task: Task) -> Callable[..., tuple[dict[str, float], Mapping[str, Array]]] | None:
+    """Return the task's ``measure``; None without one, or where only its ``score`` is its own."""
+    for kind in type(task).__mro__:
+        if "measure" in vars(kind):
+            found: Callable[..., tuple[dict[str, float], Mapping[str, Array]]] = task.measure  # type: ignore[attr-defined]
+            return found
+        if "score" in vars(kind):
+            return None
+    return None
 
 
 def select_tasks(config: Any, dataset: Dataset) -> list[Task]:
