@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import pickle
+import struct
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +18,13 @@ if TYPE_CHECKING:
     from zooport.export_core.config import Config
 
 _ANCHOR_MODULE = "detectron2.modeling.anchor_generator"
+# How the files of torch.save begin that are no ZIP archives; torch.load knows them by it.
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+_SYSTEM = {
+    "protocol_version": _PROTOCOL,
+    "little_endian": True,
+    "type_sizes": {"short": 2, "int": 4, "long": 4},
+}
 
 
 def net_arguments(model: Any, config: Config) -> dict[str, Any]:
@@ -64,8 +73,6 @@ def _as_detectron2(generator: Any) -> bytes:
 
     Who reads it runs what it holds: zooport itself never does, and takes the plain numbers.
     """
-    import torch
-
     with _detectron2_classes() as (generator_class, list_class):
         cells = list_class()
         for index, cell in enumerate(generator.cells):
@@ -75,8 +82,34 @@ def _as_detectron2(generator: Any) -> bytes:
         stand_in.strides = list(generator.strides)
         stand_in.num_features = len(generator.strides)
         stand_in.offset = generator.offset
-        buffer = io.BytesIO()
-        torch.save(stand_in, buffer)
+        return _saved(stand_in)
+
+
+def _saved(value: Any) -> bytes:
+    """Return an object with float32 tensors as torch.load reads it, in the layout of torch before 1.6.
+
+    Not the ZIP archive of torch.save: where one lies near the end of a file, viewers such as Netron open it
+    instead of the net. Nor torch.save's own way to this layout, which writes addresses of memory.
+    """
+    import torch
+
+    storages: list[Any] = []
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, part: Any) -> Any:
+            if not isinstance(part, torch.storage.TypedStorage):
+                return None
+            untyped = part._untyped_storage  # its own methods warn that they will go
+            storages.append(untyped)
+            return "storage", torch.FloatStorage, str(len(storages) - 1), "cpu", untyped.nbytes() // 4, None
+
+    buffer = io.BytesIO()
+    for part in (_MAGIC, _PROTOCOL, _SYSTEM):
+        pickle.dump(part, buffer, protocol=2)
+    Pickler(buffer, protocol=2).dump(value)
+    pickle.dump([str(index) for index in range(len(storages))], buffer, protocol=2)
+    for storage in storages:
+        buffer.write(struct.pack("<q", storage.nbytes() // 4) + bytes(storage.tolist()))
     return buffer.getvalue()
 
 
