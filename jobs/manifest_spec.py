@@ -67,7 +67,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-Points = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+Points = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
 
 
 def _tolerance(value: Any) -> Any:

@@ -245,11 +245,12 @@ def metric_table(metrics: Mapping[str, Metric], published: Mapping[str, float]) 
     """Return one line per metric: eager, exported, difference, and what detectron2 itself reports.
 
     With the difference stand its 95% confidence interval, and the tolerance that judged it; below the table,
-    where the tolerances are said.
+    where the tolerances are said. Columns without entries are left out.
     """
     has_intervals = any(metric.low is not None for metric in metrics.values())
+    is_judged = any(metric.tolerance is not None for metric in metrics.values())
     numbers = ("eager", "exported", "delta", *(["published"] if published else []))
-    more = [*(["95% interval"] if has_intervals else []), "tolerance"]
+    more = [*(["95% interval"] if has_intervals else []), *(["tolerance"] if is_judged else [])]
     lines = Lines("metric", *numbers, *more, right=(*numbers, *more))
     for name, metric in metrics.items():
         is_compared = metric.baseline is not None or metric.delta is not None
@@ -257,8 +258,8 @@ def metric_table(metrics: Mapping[str, Metric], published: Mapping[str, float]) 
         delta = number(metric.delta, signed=True) if is_compared else ""
         reported = [number(published[name]) if name in published else ""] if published else []
         interval = [_interval(metric)] if has_intervals else []
-        tolerance = "" if metric.tolerance is None else f"{metric.tolerance:g}"
-        lines.add(name, eager, number(metric.exported), delta, *reported, *interval, tolerance)
+        tolerance = ["" if metric.tolerance is None else f"{metric.tolerance:g}"] if is_judged else []
+        lines.add(name, eager, number(metric.exported), delta, *reported, *interval, *tolerance)
     origins = dict.fromkeys(
         f"tolerance {metric.tolerance:g}: {metric.origin}"
         for metric in metrics.values()

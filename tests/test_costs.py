@@ -120,8 +120,9 @@ def registry_file(tmp_path: Path) -> Path:
 
 
 def test_a_wide_list_shows_costs_and_a_narrow_one_does_not(
-    registry_file: Path, capsys: pytest.CaptureFixture[str]
+    registry_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
     assert run(["list", "-o", "wide", "--registry", str(registry_file)]) == 0
     head, row = capsys.readouterr().out.splitlines()
     assert [name for name in ("p50 ms", "p95 ms", "memory MB", "size MB", "load s") if name in head] == [

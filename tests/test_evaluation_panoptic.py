@@ -135,7 +135,10 @@ def test_panoptic_quality_equals_that_of_panopticapi() -> None:
         )
         for true_map, true, found_map, found in panoptic_images()
     ]
-    things, stuff = ([SimpleNamespace(id=category) for category in group] for group in (THINGS, STUFF))
+    things, stuff = (
+        [SimpleNamespace(id=category, is_thing=group is THINGS) for category in group]
+        for group in (THINGS, STUFF)
+    )
     truth = SimpleNamespace(things=things, stuff=stuff, categories=[*things, *stuff])
     dataset: Any = SimpleNamespace(require_panoptic=lambda: truth)
 

@@ -309,7 +309,10 @@ def test_the_command_prints_coco_results_and_says_where_it_drew(
     assert "dataset.invalid: cannot read image" in said.err
 
 
-def test_the_command_prints_a_table(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_table(
+    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
     code = run(["predict", str(make("mask_rcnn_fpn")), str(PICTURE), "--limit", "1"])
 
     lines = capsys.readouterr().out.splitlines()
