@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickletools
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -232,6 +233,28 @@ def test_batches_are_no_option() -> None:
     with pytest.raises(Failure) as caught:
         formats.get("caffe2").requires(config_of(MASK), {"batch": 2})
     assert caught.value.code == "export.option"
+
+
+@pytest.mark.skipif(shutil.which("dot") is None, reason="no dot: nothing is drawn (apt-get install graphviz)")
+def test_the_net_is_drawn_with_the_shapes_of_a_run(tmp_path: Path) -> None:
+    export(build_for_export(MASK, tiny=True), tiny_config(MASK), tmp_path)
+    drawn = (tmp_path / "model.svg").read_text()
+    nets = read_nets(tmp_path)
+    assert drawn.count('class="node"') == len(nets.inputs) + len(nets.predict.op) + len(nets.outputs)
+    assert "1x3x64x96" in drawn
+    assert "roi_heads.box_predictor.cls_score.weight" in drawn
+
+
+def test_without_graphviz_everything_else_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    exporter = formats.get("caffe2")
+    exporter.requires(tiny_config(MASK), {})
+    model = build_for_export(MASK, tiny=True)
+    exporter.export(model, {"image": torch.zeros(3, 64, 96)}, [], tmp_path, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+    assert [
+        remark for remark in exporter.remarks if "model.svg" in remark and "apt install graphviz" in remark
+    ]
 
 
 class Unusual(nn.Module):
