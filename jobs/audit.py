@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from zooport.export_core import remote_artifacts as remote
 from zooport.export_core.artifacts import DESCRIPTION, GONE, OLD, STAGING, file_sha256
+from zooport.export_core.failures import Failure
 from zooport.export_core.places import Place, RemotePath
 from zooport.jobs.plan import LOGS
 from zooport.jobs.registry.records import Inventory, StoredArtifact
@@ -143,6 +144,38 @@ def find_leftovers(registry: Registry, run: str | None = None) -> list[Finding]:
         run: only what this run (an id in full) has left.
     """
     return list(_Search(registry.inventory(run), run).leftovers())
+
+
+def sweep(registry: Registry, outputs: Iterable[Place]) -> None:
+    """Remove unfinished work of runs that are over, beside these artifacts.
+
+    A worker may outlive the driver that was killed by a moment, and begin one more job after that run was
+    closed. Whoever runs the same exports next cleans up behind it.
+    """
+    for folder, names in _by_folder(outputs).items():
+        for path in _below(folder, 1):
+            staged = _STAGED.fullmatch(path.name)
+            if staged is None or not staged["run"] or staged["name"] not in names:
+                continue
+            if isinstance(path, Path) and _is_over(registry, staged["run"]):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _by_folder(outputs: Iterable[Place]) -> dict[Path, set[str]]:
+    folders: dict[Path, set[str]] = {}
+    for output in outputs:
+        if isinstance(output, Path):
+            folders.setdefault(output.parent, set()).add(output.name)
+    return folders
+
+
+def _is_over(registry: Registry, run: str) -> bool:
+    try:
+        return registry.run(run).status != "running"
+    except Failure as failure:
+        if failure.code != "registry.unknown":
+            raise
+        return False  # another registry's
 
 
 class _Search:

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from zooport.export_core.artifacts import discard
+from zooport.jobs.audit import sweep
 from zooport.jobs.book import Book
 from zooport.jobs.cluster import joined
 from zooport.jobs.crew import Crew
@@ -106,6 +107,7 @@ def run_plan(
         for job in book.dirty:
             discard(job.output, job.id)
         registry.finish_run(plan.run_id)
+        sweep(registry, [each.job.output for each in plan.exports])
     counts = book.counts
     counts[Status.CANCELLED] = len(plan.exports) - sum(
         number for status, number in counts.items() if status is not Status.CANCELLED

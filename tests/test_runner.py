@@ -62,6 +62,22 @@ def test_a_run_of_only_good_jobs_is_fine(bench: Bench) -> None:
     assert rows["good-1"].artifact == str(bench.folder / "out" / "good-1" / "torchscript-trace")
 
 
+def test_what_a_worker_began_after_its_run_was_over_is_removed_by_the_next_run(bench: Bench) -> None:
+    _, rows = bench.run(bench.target("good-1"))
+    folder = bench.folder / "out" / "good-1"
+    late, strange = (
+        folder / f".torchscript-trace.{run}.1.staging"
+        for run in (rows["good-1"].run, "r-20200101-000000-abcd")
+    )
+    for each in (late, strange):
+        each.mkdir()
+        (each / "model.ts").write_text("half")
+    bench.run(bench.target("good-1", options={"batch": 2}))
+    assert not late.exists()
+    assert strange.exists()
+    assert (folder / "torchscript-trace" / "model.ts").exists()
+
+
 def test_unsupported_is_a_fact_and_no_failure_of_the_run(bench: Bench) -> None:
     outcome, rows = bench.run(bench.target("unsupported-1"), bench.target("good-1"))
     assert rows["unsupported-1"].status == "unsupported"
