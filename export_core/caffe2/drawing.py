@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import from_numpy
 
 from zooport.export_core.caffe2.arguments import arguments_of
-from zooport.export_core.caffe2.net_files import Nets
-from zooport.export_core.caffe2.reference.executor import ReferenceExecutor
+from zooport.export_core.caffe2.net_files import INPUTS, Nets
+from zooport.export_core.caffe2.reference.executor import ReferenceNets
+from zooport.export_core.caffe2.schema import NetDef
 from zooport.export_core.diagnosis import one_line
 
 _IMAGE = (64, 96)  # height and width of the image of the run; a picture does not depend on the checkpoint's
@@ -27,14 +30,20 @@ _COLOURS = {
 }
 _SHOWN = ("kernels", "strides", "group", "spatial_scale", "nms", "nms_thresh", "axis")
 _Shapes = dict[str, tuple[int, ...]]
+Array = NDArray[Any]
 
 
 class NoLayout(Exception):
     """Graphviz, which works out where things go, is not there or failed."""
 
 
-def draw(nets: Nets, path: Path) -> None:
-    """Draw the predict net. Equal nets give equal pictures.
+def draw(predict: Any, parameters: Mapping[str, Array], path: Path) -> None:
+    """Draw a net. Equal nets give equal pictures.
+
+    Args:
+        predict: a NetDef that takes ``data`` and ``im_info`` and its parameters.
+        parameters: blob name -> array.
+        path: of the picture.
 
     Raises:
         NoLayout: what is missing and how to get it.
@@ -43,7 +52,7 @@ def draw(nets: Nets, path: Path) -> None:
     import graphviz
 
     try:
-        picture = _graph(nets, _shapes(nets)).pipe(format="svg")
+        picture = _graph(predict, _shapes(predict, parameters)).pipe(format="svg")
     except graphviz.ExecutableNotFound as error:
         raise NoLayout("Graphviz's program dot is not installed (apt install graphviz)") from error
     except graphviz.CalledProcessError as error:
@@ -51,27 +60,22 @@ def draw(nets: Nets, path: Path) -> None:
     path.write_bytes(picture)
 
 
-def _shapes(nets: Nets) -> _Shapes:
+def _shapes(predict: Any, parameters: Mapping[str, Array]) -> _Shapes:
     """Return the shape of every blob, from one run over a grey image."""
     height, width = _IMAGE
     inputs: dict[str, Any] = {
         "data": np.full((1, 3, height, width), 114.0, np.float32),
         "im_info": np.array([[height, width, 1.0]], np.float32),
     }
-    fetch = list(dict.fromkeys(name for operator in nets.predict.op for name in operator.output))
-    found = ReferenceExecutor().load(nets).run(inputs, fetch)
-    shapes = {name: value.shape for name, value in {**inputs, **found}.items()}
-    for fill in nets.init.op:
-        shapes[fill.output[0]] = tuple(_filled_shape(fill))
-    return shapes
+    fetch = list(dict.fromkeys(name for operator in predict.op for name in operator.output))
+    nets = ReferenceNets(
+        Nets(predict, NetDef()), {name: from_numpy(array) for name, array in parameters.items()}
+    )
+    found = nets.run(inputs, fetch)
+    return {name: value.shape for name, value in {**inputs, **parameters, **found}.items()}
 
 
-def _filled_shape(fill: Any) -> list[int]:
-    """Return the shape that a fill operator makes, without its values."""
-    return next(list(argument.ints) for argument in fill.arg if argument.name == "shape")
-
-
-def _graph(nets: Nets, shapes: _Shapes) -> Any:
+def _graph(predict: Any, shapes: _Shapes) -> Any:
     import graphviz
 
     graph = graphviz.Digraph(
@@ -81,10 +85,10 @@ def _graph(nets: Nets, shapes: _Shapes) -> Any:
         edge_attr={"fontname": "Helvetica", "fontsize": "9", "color": "#555555"},
     )
     makers: dict[str, str] = {}
-    for name in nets.inputs:
+    for name in INPUTS:
         graph.node(name, f"{name}\\n{_size(shapes[name])}", shape="oval", fillcolor="#ffffff")
         makers[name] = name
-    for number, operator in enumerate(nets.predict.op):
+    for number, operator in enumerate(predict.op):
         node = f"op{number}"
         colour = _COLOURS.get(operator.type, "#eeeeee")
         graph.node(node, _label(operator, shapes, makers), fillcolor=colour, tooltip=operator.output[0])
@@ -92,7 +96,7 @@ def _graph(nets: Nets, shapes: _Shapes) -> Any:
             if name in makers:
                 graph.edge(makers[name], node, label=_size(shapes[name]))
         makers |= dict.fromkeys(operator.output, node)
-    for name in nets.outputs:
+    for name in predict.external_output:
         graph.node(f"out:{name}".replace(":", "_"), name, shape="oval", fillcolor="#fff3b0")
         graph.edge(makers[name], f"out_{name}", label=_size(shapes[name]))
     return graph

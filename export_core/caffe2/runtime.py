@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,12 +27,14 @@ from numpy.typing import NDArray
 from zooport.export_core.caffe2 import runtime_child
 from zooport.export_core.caffe2.net_files import Nets, check_inputs
 from zooport.export_core.caffe2.runtime_environment import runtime_python
+from zooport.export_core.caffe2.schema import NetDef
 from zooport.export_core.diagnosis import diagnose_exit, out_of_memory_kills, tail
 from zooport.export_core.failures import Failure
 
 START_TIMEOUT = 180.0  # seconds; a cold disk has to read 200 MB of libraries
 CALL_TIMEOUT = 600.0  # seconds for one call
 _END_TIMEOUT = 10.0  # seconds for a killed process to be gone
+_PART = 64 << 20  # bytes of an init net that are sent at a time, unless one operator has more
 _BUFFER = 4 << 20  # bytes of the socket, as far as the system allows
 _WORDS_AT_MOST = 400
 # From the most to the least telling; a stack trace of dozens of frames follows the first.
@@ -102,10 +104,10 @@ class RealRuntime:
                 ``artifact.unloadable`` for what else it refuses, ``worker.crashed``, ``resource.timeout``.
         """
         key = f"net{next(self._numbers)}"
-        parts = {"predict": nets.predict, "init": nets.init}
-        arrays = {name: np.frombuffer(net.SerializeToString(), np.uint8) for name, net in parts.items()}
-        self._call({"call": "load", "net": key}, arrays)
-        return RuntimeNets(self, key, nets)
+        for part in _parts(nets.init):
+            self._call({"call": "fill", "net": key}, {"init": _serialised(part)})
+        self._call({"call": "load", "net": key}, {"predict": _serialised(nets.predict)})
+        return RuntimeNets(self, key, Nets(nets.predict, NetDef(), nets.inputs))
 
     def run(
         self, key: str, inputs: Mapping[str, NDArray[Any]], fetch: Sequence[str]
@@ -270,6 +272,23 @@ class RuntimeNets:
     def drop(self) -> None:
         """Forget the nets and their blobs."""
         self._runtime.drop(self._key)
+
+
+def _parts(init: Any) -> Iterator[Any]:
+    """Cut an init net into nets of some operators each: both processes hold only one of them at a time."""
+    part, size = NetDef(name=init.name), 0
+    for operator in init.op:
+        part.op.append(operator)
+        size += operator.ByteSize()
+        if size > _PART:
+            yield part
+            part, size = NetDef(name=init.name), 0
+    if part.op:
+        yield part
+
+
+def _serialised(net: Any) -> NDArray[np.uint8]:
+    return np.frombuffer(net.SerializeToString(), np.uint8)
 
 
 def _last_words(log: Path) -> str:

@@ -84,14 +84,19 @@ class Runtime:
         """Return the names of all operators that the runtime has."""
         return sorted(self._workspace.RegisteredOperators()), {}
 
+    def fill(self, header: dict[str, Any], arrays: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Run a part of an init net, from its bytes."""
+        self._workspace.SwitchWorkspace(header["net"], True)
+        self._workspace.RunNetOnce(arrays.pop("init").tobytes())
+        return None, {}
+
     def load(self, header: dict[str, Any], arrays: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Run the init net and create the predict net, from their bytes."""
+        """Create the predict net, from its bytes, where its parameters are."""
         key = header["net"]
         predict = self._messages.NetDef()
         predict.ParseFromString(arrays["predict"].tobytes())
         predict.name = key  # nets of one process share their names
         self._workspace.SwitchWorkspace(key, True)
-        self._workspace.RunNetOnce(arrays["init"].tobytes())
         for name in predict.external_input:
             self._workspace.CreateBlob(name)
         self._workspace.CreateNet(predict.SerializeToString())
@@ -128,7 +133,8 @@ def serve(descriptor: int) -> None:
 
     channel = Channel(socket.socket(fileno=descriptor), np)
     runtime = Runtime()
-    calls = {call.__name__: call for call in (runtime.operators, runtime.load, runtime.run, runtime.drop)}
+    known = (runtime.operators, runtime.fill, runtime.load, runtime.run, runtime.drop)
+    calls = {call.__name__: call for call in known}
     channel.send({"ok": True, "value": {"python": sys.version.split()[0]}}, {})
     while True:
         try:

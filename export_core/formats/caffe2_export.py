@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zooport.export_core.failures import Failure, Stage
-from zooport.export_core.formats.base import AnyPredictor, Entry, Format, FormatInfo, Tolerance
+from zooport.export_core.formats.base import AnyPredictor, Array, Entry, Format, FormatInfo, Tolerance
 from zooport.export_core.formats.converter_errors import conversion_failure
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class Caffe2(Format):
         with tempfile.TemporaryDirectory(dir=directory, prefix=".") as folder:
             recorded, names = _record(model, self._config.MODEL.META_ARCHITECTURE, Path(folder))
         predict, parameters = to_net(recorded, "zooport_predict")
+        del recorded  # as large as the parameters
         size = sum(array.nbytes * 5 // 4 for array in parameters.values())
         if size > _LARGEST:
             raise Failure(
@@ -98,19 +99,18 @@ class Caffe2(Format):
         arguments = net_arguments(model, self._config)
         predict.arg.extend(make_argument(name, value) for name, value in arguments.items())
         write_nets(directory, predict, parameters)
-        self._draw(directory)
+        self._draw(predict, parameters, directory)
         if _executor_name() == "reference":
             self.remarks.append(
                 "verified by zooport's reference executor: zooport runtime install caffe2 brings the real one"
             )
 
-    def _draw(self, directory: Path) -> None:
+    def _draw(self, predict: Any, parameters: Mapping[str, Array], directory: Path) -> None:
         """Draw the net; a drawing that cannot be made is no failure of the export."""
         from zooport.export_core.caffe2.drawing import NoLayout, draw
-        from zooport.export_core.caffe2.net_files import read_nets
 
         try:
-            draw(read_nets(directory), directory / DRAWING)
+            draw(predict, parameters, directory / DRAWING)
         except NoLayout as error:
             self.remarks.append(f"{DRAWING} was not drawn: {error}")
 
