@@ -26,6 +26,7 @@ from zooport.export_core.isolation import run_isolated
 HERE = "zooport.benchmarks.latency"  # as disposable processes import it
 RESULT = Path(__file__).parent / "latency.json"
 HEIGHT, WIDTH = 800, 1067
+FORMATS = ("torchscript-trace", "torchscript-script", "onnx", "torch-export")  # those that run in one process
 THRESHOLDS = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.RETINANET.SCORE_THRESH_TEST")
 Row = dict[str, Any]
 
@@ -35,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--only", default="", help="models whose name contains this")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--formats", nargs="+", default=formats.names(), choices=formats.names())
+    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
     chosen = parser.parse_args()
     rows = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else []
     known = {row["model"]: row for row in rows}
