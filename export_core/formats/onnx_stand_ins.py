@@ -6,8 +6,7 @@ by class has an operator in ONNX. So these modules take the place of the model's
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from zooport.export_core.formats.onnx_operators import MANY_BOXES, constant, float_at_most
+from zooport.export_core.formats.replaced_modules import replaced
 from zooport.export_core.modeling.boxes import ClassNms
 from zooport.export_core.modeling.roi_heads.keypoint_head import HeatmapDecoder
 
@@ -23,22 +23,9 @@ A_BOX = -5e8  # above it
 CUBIC = -0.75  # the coefficient of torch's bicubic interpolation
 
 
-@contextmanager
-def stand_ins(model: nn.Module) -> Iterator[None]:
+def stand_ins(model: nn.Module) -> AbstractContextManager[None]:
     """Replace modules by their stand-ins for a while; compile what else loops over data."""
-    places = [
-        (parent, name, child, _stand_in(child))
-        for parent in model.modules()
-        for name, child in parent.named_children()
-    ]
-    replaced = [place for place in places if place[-1] is not None]
-    try:
-        for parent, name, _, stand_in in replaced:
-            setattr(parent, name, stand_in)
-        yield
-    finally:
-        for parent, name, child, _ in replaced:
-            setattr(parent, name, child)
+    return replaced(model, _stand_in)
 
 
 def _stand_in(module: nn.Module) -> Any:

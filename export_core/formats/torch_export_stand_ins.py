@@ -12,6 +12,7 @@ import torchvision  # noqa: F401  has the operator whose rule is replaced
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 
+from zooport.export_core.formats.replaced_modules import replaced
 from zooport.export_core.modeling.images import ImageNormalizer
 from zooport.export_core.modeling.layers import FrozenBatchNorm2d
 from zooport.export_core.modeling.roi_heads.keypoint_head import HeatmapDecoder
@@ -20,20 +21,8 @@ from zooport.export_core.modeling.roi_heads.keypoint_head import HeatmapDecoder
 @contextmanager
 def stand_ins(model: nn.Module) -> Iterator[None]:
     """Replace modules by their stand-ins for a while, and torchvision's rule for the result of nms."""
-    places = [
-        (parent, name, child, _stand_in(child))
-        for parent in model.modules()
-        for name, child in parent.named_children()
-    ]
-    replaced = [place for place in places if place[-1] is not None]
-    try:
-        for parent, name, _, stand_in in replaced:
-            setattr(parent, name, stand_in)
-        with nms_that_may_keep_nothing():
-            yield
-    finally:
-        for parent, name, child, _ in replaced:
-            setattr(parent, name, child)
+    with replaced(model, _stand_in), nms_that_may_keep_nothing():
+        yield
 
 
 def _stand_in(module: nn.Module) -> Any:

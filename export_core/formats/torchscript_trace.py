@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats import torchscript_runtime as runtime
 from zooport.export_core.formats.base import AnyPredictor, Array, Entry, Format, FormatInfo, as_arrays
+from zooport.export_core.formats.replaced_modules import replaced
 from zooport.export_core.formats.torchscript_errors import conversion_failure
 from zooport.export_core.formats.torchscript_stages import call_modules
 
@@ -128,24 +129,14 @@ class TorchScriptTrace(Format):
         return inputs, [{**entry, "container": container} for entry in (*outputs, size)]
 
 
-@contextmanager
-def compiled_loops(model: nn.Module) -> Iterator[None]:
+def compiled_loops(model: nn.Module) -> AbstractContextManager[None]:
     """Compile modules that loop over data (``loops_over_data``), which a tracer would unroll, for a while."""
     import torch
 
-    places = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if getattr(child, "loops_over_data", False)
-    ]
-    try:
-        for parent, name, child in places:
-            setattr(parent, name, torch.jit.script(child))
-        yield
-    finally:
-        for parent, name, child in places:
-            setattr(parent, name, child)
+    def compiled(module: nn.Module) -> Any:
+        return torch.jit.script(module) if getattr(module, "loops_over_data", False) else None
+
+    return replaced(model, compiled)
 
 
 def flat_module(
