@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,12 @@ TOOLS = ("zooport", "torch", "torchvision")
 
 
 def tool_versions(tools: Sequence[str] = TOOLS) -> dict[str, str]:
-    """Return the versions of the packages that make an artifact, without importing them."""
-    return {tool: version(tool) for tool in tools}
+    """Return the versions of those of the packages that are installed, without importing them."""
+    found = {}
+    for tool in tools:
+        with suppress(PackageNotFoundError):  # TensorFlow comes in one of two packages
+            found[tool] = version(tool)
+    return found
 
 
 def describe_model(

@@ -16,6 +16,7 @@ _FORMATS = {
     "onnx": "onnx_export:Onnx",
     "torch-export": "torch_export:TorchExport",
     "caffe2": "caffe2_export:Caffe2",
+    "tensorflow": "tensorflow_export:TensorFlow",
 }
 
 

@@ -1,0 +1,237 @@
+"""TensorFlow: a SavedModel and a frozen graph, translated from the model's settings and parameters."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zooport.export_core.failures import Failure, Stage
+from zooport.export_core.formats.base import (
+    AnyPredictor,
+    Array,
+    Entry,
+    Format,
+    FormatInfo,
+    Tolerance,
+    as_arrays,
+)
+from zooport.export_core.outputs import FIELDS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from zooport.export_core.config import Config
+    from zooport.export_core.tensorflow.process import TensorFlowProcess
+
+SAVED_MODEL = "saved_model"
+IMAGE_INDEX = "image_index"
+QUANTIZATIONS = ("dynamic",)
+
+# Config key -> the values that are translated. What an extension registers under another name is not.
+_TRANSLATED: Mapping[str, Sequence[str]] = {
+    "META_ARCHITECTURE": (
+        "GeneralizedRCNN",
+        "PanopticFPN",
+        "ProposalNetwork",
+        "RetinaNet",
+        "FCOS",
+        "SemanticSegmentor",
+    ),
+    "BACKBONE.NAME": (
+        "build_resnet_backbone",
+        "build_resnet_fpn_backbone",
+        "build_retinanet_resnet_fpn_backbone",
+        "build_fcos_resnet_fpn_backbone",
+        "build_regnet_backbone",
+        "build_regnet_fpn_backbone",
+    ),
+}
+_TRANSLATED_OF_RCNN: Mapping[str, Sequence[str]] = {
+    "PROPOSAL_GENERATOR.NAME": ("RPN", "PrecomputedProposals"),
+    "RPN.HEAD_NAME": ("StandardRPNHead",),
+    "ROI_HEADS.NAME": ("StandardROIHeads", "CascadeROIHeads", "Res5ROIHeads"),
+    "ROI_BOX_HEAD.NAME": ("", "FastRCNNConvFCHead"),
+    "ROI_MASK_HEAD.NAME": ("", "MaskRCNNConvUpsampleHead"),
+    "ROI_KEYPOINT_HEAD.NAME": ("", "KRCNNConvDeconvUpsampleHead"),
+}
+
+
+class TensorFlow(Format):
+    """``saved_model/`` and ``model.pb``: image -> the fields by name."""
+
+    info = FormatInfo(
+        name="tensorflow",
+        summary="a SavedModel and a frozen graph for TensorFlow",
+        main_file=f"{SAVED_MODEL}/saved_model.pb",
+        call="outputs = tf.saved_model.load('saved_model').signatures['serving_default'](image=image)",
+        requires_extra="tensorflow",
+        tools=("tensorflow-cpu", "tensorflow"),
+        # Convolutions add up in another order than torch's.
+        tolerance=Tolerance(pixels=0.05, score=1e-3, mask=1e-3, relative=1e-3),
+        options={
+            "batch": "N: that many images of one size; default: one image (H, W, 3)",
+            "tflite": "true: model.tflite, too; default: false",
+            "quantize": "dynamic: weights of model.tflite in 8 bits; default: 32",
+        },
+    )
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse unknown options and values that they cannot have."""
+        super().check_options(options)
+        batch = options.get("batch", 1)
+        if type(batch) is not int or batch < 1:
+            raise _bad_option(
+                "batch", batch, "is no positive integer", "leave it out for one image at a time"
+            )
+        if type(options.get("tflite", False)) is not bool:
+            hint = "leave it out for false"
+            raise _bad_option("tflite", options["tflite"], "is neither true nor false", hint)
+        if "quantize" in options:
+            if options["quantize"] not in QUANTIZATIONS:
+                known = ", ".join(QUANTIZATIONS)
+                raise _bad_option("quantize", options["quantize"], "is unknown", f"known: {known}")
+            if not options.get("tflite"):
+                why = "is for model.tflite, which was not asked for"
+                raise _bad_option("quantize", options["quantize"], why, "add tflite: true, or leave it out")
+
+    def requires(self, config: Config, options: Mapping[str, Any]) -> None:
+        """Refuse modules that are not translated, and a machine without TensorFlow."""
+        from zooport.export_core.tensorflow.installation import check_installed
+
+        super().requires(config, options)
+        model = config.MODEL
+        keys = dict(_TRANSLATED)
+        if model.META_ARCHITECTURE in {"GeneralizedRCNN", "PanopticFPN", "ProposalNetwork"}:
+            keys |= _TRANSLATED_OF_RCNN
+        for key, known in keys.items():
+            value = config.lookup(f"MODEL.{key}", "")
+            if value not in known:
+                raise _unknown(f"MODEL.{key}", value, [name for name in known if name])
+        for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD"):
+            if "ROI_HEADS.NAME" in keys and model[head].POOLER_TYPE == "ROIPool":
+                raise Failure(
+                    "unsupported.combination",
+                    f"MODEL.{head}.POOLER_TYPE = 'ROIPool' cannot be exported to TensorFlow, which has no"
+                    " operator for it",
+                    stage=Stage.PLAN,
+                    hint="another format, such as onnx, takes this model",
+                    details={"key": f"MODEL.{head}.POOLER_TYPE", "value": "ROIPool"},
+                )
+        check_installed()
+
+    def export(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        fields: Sequence[str],
+        directory: Path,
+        options: Mapping[str, Any],
+    ) -> None:
+        """Write down what the model is made of, and have it translated in a process without torch."""
+        from zooport.export_core.tensorflow.blueprint import of_model, write_blueprint
+
+        if (directory / SAVED_MODEL).exists():
+            raise Failure(
+                "export.failed",
+                f"{directory / SAVED_MODEL} already exists",
+                stage=Stage.EXPORT,
+                hint="export into an empty directory",
+            )
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".") as folder:
+            description = Path(folder) / "blueprint.safetensors"
+            write_blueprint(of_model(model), description)
+            with _process() as process:
+                self.remarks += process.convert(
+                    description, directory, fields, _as_tensorflow(as_arrays(inputs), options), options
+                )
+
+    def load(self, directory: Path, fields: Sequence[str], options: Mapping[str, Any]) -> AnyPredictor:
+        """Load the SavedModel in a process that has TensorFlow and no torch."""
+        process = _process()
+        try:
+            process.load(directory / SAVED_MODEL)
+        except Failure:
+            process.close()
+            raise
+        return _Predictor(process, fields, options)
+
+    def describe_signature(
+        self, inputs: list[Entry], outputs: list[Entry], options: Mapping[str, Any]
+    ) -> tuple[list[Entry], list[Entry]]:
+        """Say that the image's channels come last, and how a batch is laid out."""
+        leading = [options["batch"]] if "batch" in options else []
+        described = []
+        for entry in inputs:
+            shape = ["height", "width", 3] if entry["name"] == "image" else entry.get("shape", [])
+            described.append({**entry, "shape": [*leading, *shape]})
+        if not leading:
+            return described, outputs
+        found: list[Entry] = []
+        for entry in outputs:
+            if _has_rows(entry["name"]):
+                found.append({**entry, "container": "the rows of all images, one image after the other"})
+            else:
+                found.append({**entry, "shape": [*leading, *entry.get("shape", [])]})
+        if any(_has_rows(entry["name"]) for entry in outputs):
+            meaning = "which image of the batch each row belongs to"
+            found.append({"name": IMAGE_INDEX, "dtype": "int64", "shape": ["N"], "meaning": meaning})
+        return described, found
+
+
+class _Predictor:
+    """Runs a SavedModel on one image, as a batch with the image last where it takes batches."""
+
+    def __init__(self, process: TensorFlowProcess, fields: Sequence[str], options: Mapping[str, Any]) -> None:
+        self._process = process
+        self._fields = list(fields)
+        self._options = options
+
+    def __call__(self, image: Array, **more: Array) -> dict[str, Array]:
+        """Return the fields for an image, float32 (3, H, W)."""
+        found = self._process.run(_as_tensorflow({"image": image, **more}, self._options))
+        if "batch" not in self._options:
+            return {name: found[name] for name in self._fields}
+        last = self._options["batch"] - 1
+        own = found[IMAGE_INDEX] == last if IMAGE_INDEX in found else None
+        return {name: found[name][own] if _has_rows(name) else found[name][last] for name in self._fields}
+
+
+def _as_tensorflow(inputs: Mapping[str, Array], options: Mapping[str, Any]) -> dict[str, Array]:
+    """Return inputs as the graph takes them; in a batch the image is last, behind its mirror images."""
+    given = dict(inputs)
+    image = np.ascontiguousarray(given["image"].transpose(1, 2, 0))
+    if "batch" not in options:
+        return {**given, "image": image}
+    count = options["batch"]
+    stacked = {name: np.stack([value] * count) for name, value in given.items() if name != "image"}
+    return {"image": np.stack([np.flip(image, 1)] * (count - 1) + [image]), **stacked}
+
+
+def _has_rows(name: str) -> bool:
+    return name != "sem_seg" and name in FIELDS
+
+
+def _process() -> TensorFlowProcess:
+    from zooport.export_core.tensorflow.process import TensorFlowProcess
+
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return TensorFlowProcess(int(asked) if asked.isdecimal() and int(asked) > 0 else 1)
+
+
+def _bad_option(name: str, value: Any, why: str, hint: str) -> Failure:
+    return Failure("export.option", f"tensorflow: {name} = {value!r} {why}", stage=Stage.PLAN, hint=hint)
+
+
+def _unknown(key: str, value: Any, known: Sequence[str]) -> Failure:
+    return Failure(
+        "unsupported.architecture",
+        f"{key} = {value!r}: no TensorFlow graph is known for it",
+        stage=Stage.PLAN,
+        hint=f"known: {', '.join(known)}; other formats, such as onnx, take modules of your own",
+        details={"key": key, "value": value},
+    )
