@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from zooport.export_core.config import Config
     from zooport.export_core.tensorflow.process import TensorFlowProcess
 
-SAVED_MODEL = "saved_model"
+SAVED_MODEL, LITE = "saved_model", "model.tflite"
 IMAGE_INDEX = "image_index"
 QUANTIZATIONS = ("dynamic",)
+QUANTIZED_TOLERANCE = Tolerance(pixels=8.0, score=0.2, mask=0.5, relative=0.3, unmatched=0.3)
 
 # Config key -> the values that are translated. What an extension registers under another name is not.
 _TRANSLATED: Mapping[str, Sequence[str]] = {
@@ -75,7 +76,7 @@ class TensorFlow(Format):
         tolerance=Tolerance(pixels=0.05, score=1e-3, mask=1e-3, relative=1e-3),
         options={
             "batch": "N: that many images of one size; default: one image (H, W, 3)",
-            "tflite": "true: model.tflite, too; default: false",
+            "tflite": "true: model.tflite too, which is then what is verified; default: false",
             "quantize": "dynamic: weights of model.tflite in 8 bits; default: 32",
         },
     )
@@ -145,20 +146,28 @@ class TensorFlow(Format):
         with tempfile.TemporaryDirectory(dir=directory, prefix=".") as folder:
             description = Path(folder) / "blueprint.safetensors"
             write_blueprint(of_model(model), description)
+            given = as_arrays(inputs)
             with _process() as process:
                 self.remarks += process.convert(
-                    description, directory, fields, _as_tensorflow(as_arrays(inputs), options), options
+                    description, directory, fields, _as_tensorflow(given, options), options
                 )
+                if options.get("tflite"):
+                    process.load(directory / SAVED_MODEL)
+                    _compare(_Predictor(process, fields, options), model, inputs, self.info.tolerance)
 
     def load(self, directory: Path, fields: Sequence[str], options: Mapping[str, Any]) -> AnyPredictor:
-        """Load the SavedModel in a process that has TensorFlow and no torch."""
+        """Load the SavedModel, or model.tflite, in a process that has TensorFlow and no torch."""
         process = _process()
         try:
-            process.load(directory / SAVED_MODEL)
+            process.load(directory / (LITE if options.get("tflite") else SAVED_MODEL))
         except Failure:
             process.close()
             raise
         return _Predictor(process, fields, options)
+
+    def tolerance(self, options: Mapping[str, Any]) -> Tolerance:
+        """Weights of 8 bits are judged by what they do to detections, not by digits."""
+        return QUANTIZED_TOLERANCE if "quantize" in options else self.info.tolerance
 
     def describe_signature(
         self, inputs: list[Entry], outputs: list[Entry], options: Mapping[str, Any]
@@ -199,6 +208,24 @@ class _Predictor:
         last = self._options["batch"] - 1
         own = found[IMAGE_INDEX] == last if IMAGE_INDEX in found else None
         return {name: found[name][own] if _has_rows(name) else found[name][last] for name in self._fields}
+
+
+def _compare(
+    predictor: _Predictor, model: nn.Module, inputs: Mapping[str, Tensor], tolerance: Tolerance
+) -> None:
+    """Compare the SavedModel with the eager model, where verification meets model.tflite instead.
+
+    Raises:
+        Failure: ``artifact.mismatch``.
+    """
+    import torch
+
+    from zooport.export_core.samples import Sample
+    from zooport.export_core.verification import verify
+
+    with torch.no_grad():
+        outputs = as_arrays(model([dict(inputs)])[0])
+    verify(predictor, [Sample("the SavedModel's sample", as_arrays(inputs), outputs)], tolerance)
 
 
 def _as_tensorflow(inputs: Mapping[str, Array], options: Mapping[str, Any]) -> dict[str, Array]:

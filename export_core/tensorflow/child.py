@@ -1,9 +1,10 @@
-"""The process that has TensorFlow: it converts blueprints and runs SavedModels, as it is told."""
+"""The process that has TensorFlow: it converts blueprints and runs what came of them, as it is told."""
 
 from __future__ import annotations
 
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -19,87 +20,81 @@ from zooport.export_core.tensorflow.settings import import_tensorflow
 Array = npt.NDArray[Any]
 
 
-class Runner:
-    """The SavedModel that was loaded, run by its signature as any consumer would."""
-
-    def __init__(self) -> None:
-        self._signature: Any = None
-
-    def load(self, saved_model: Path) -> None:
-        """Load a SavedModel.
-
-        Raises:
-            Failure: ``artifact.unloadable``.
-        """
-        import tensorflow as tf
-
-        from zooport.export_core.tensorflow.conversion import SIGNATURE
-
-        try:
-            self._loaded = tf.saved_model.load(str(saved_model))
-            self._signature = self._loaded.signatures[SIGNATURE]
-        except (OSError, KeyError, ValueError, RuntimeError, tf.errors.OpError) as error:
-            message = f"TensorFlow does not load {saved_model.name}: {first_line(error)}"
-            raise Failure("artifact.unloadable", message, stage=Stage.VERIFY) from error
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the outputs by name.
-
-        Raises:
-            Failure: ``artifact.unloadable``.
-        """
-        import tensorflow as tf
-
-        try:
-            found = self._signature(**{name: tf.constant(value) for name, value in inputs.items()})
-        except (ValueError, TypeError, tf.errors.OpError) as error:
-            message = f"the SavedModel fails: {first_line(error)}"
-            raise Failure("artifact.unloadable", message, stage=Stage.VERIFY) from error
-        return {name: value.numpy() for name, value in found.items()}
-
-
-def convert(
-    blueprint: Path,
-    directory: Path,
-    fields: list[str],
-    sample: Mapping[str, Array],
-    options: Mapping[str, Any],
-) -> list[str]:
-    """Write ``saved_model/``, ``model.pb`` and what the options ask for; return remarks for the user.
+class Server:
+    """What the process can be asked for.
 
     Args:
-        blueprint: the file that describes the model.
-        directory: where the files go.
-        fields: names of the outputs.
-        sample: inputs on which the files are compared with each other, the image (H, W, 3).
-        options: of the format.
-
-    Raises:
-        Failure: ``unsupported.architecture``, ``export.failed``.
+        threads: compute threads.
     """
-    from zooport.export_core.tensorflow import conversion
-    from zooport.export_core.tensorflow.blueprint import read_blueprint
 
-    wanted = conversion.Wanted(fields, list(sample), options.get("batch"))
-    graph = conversion.build(read_blueprint(blueprint), wanted)
-    conversion.save(graph, wanted, directory)
-    return []
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._run: Callable[[Mapping[str, Array]], dict[str, Array]] | None = None
 
+    def load(self, path: Path) -> None:
+        """Load a SavedModel or a ``.tflite`` file.
 
-def first_line(error: Exception) -> str:
-    """Return the line of TensorFlow's many that says what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [
-        line for line in lines if not line.startswith(("Graph execution error", "Detected at", "<stack"))
-    ]
-    return (telling or lines or [type(error).__name__])[0][:300]
+        Raises:
+            Failure: ``artifact.unloadable``.
+        """
+        from zooport.export_core.tensorflow.lite import LiteModel
+        from zooport.export_core.tensorflow.running import SavedModel
+
+        self._run = LiteModel(path, self._threads) if path.suffix == ".tflite" else SavedModel(path)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the outputs of what was loaded, by name.
+
+        Raises:
+            Failure: ``artifact.unloadable``.
+        """
+        assert self._run is not None  # noqa: S101 - load() comes before
+        return self._run(inputs)
+
+    def convert(
+        self,
+        blueprint: Path,
+        directory: Path,
+        fields: list[str],
+        sample: Mapping[str, Array],
+        options: Mapping[str, Any],
+    ) -> list[str]:
+        """Write ``saved_model/``, ``model.pb`` and what the options ask for; return remarks for the user.
+
+        Args:
+            blueprint: the file that describes the model; others are made beside it.
+            directory: where the artifact's files go.
+            fields: names of the outputs.
+            sample: inputs on which the files are compared with each other, the image (H, W, 3).
+            options: of the format.
+
+        Raises:
+            Failure: ``unsupported.architecture``, ``unsupported.operator``, ``export.failed``.
+        """
+        from zooport.export_core.tensorflow import conversion, lite
+        from zooport.export_core.tensorflow.blueprint import read_blueprint
+        from zooport.export_core.tensorflow.running import compare_frozen
+
+        described = read_blueprint(blueprint)
+        wanted = conversion.Wanted(fields, list(sample), options.get("batch"))
+        conversion.save(conversion.build(described, wanted), wanted, directory)
+        compare_frozen(directory, wanted, sample)
+        if not options.get("tflite"):
+            return []
+        path = directory / lite.LITE
+        with tempfile.TemporaryDirectory(dir=blueprint.parent) as folder:
+            conversion.save(conversion.build(described, wanted, lite=True), wanted, Path(folder))
+            lite.convert(Path(folder) / conversion.SAVED_MODEL, path, options.get("quantize"))
+        return lite.remarks_on(path, sample, self._threads)
 
 
 def serve(connection: Connection, threads: int) -> None:
     """Answer calls until the other side is gone."""
     import_tensorflow(threads)
-    runner = Runner()
-    calls: dict[str, Callable[..., Any]] = {"convert": convert, "load": runner.load, "run": runner.run}
+    server = Server(threads)
+    calls: dict[str, Callable[..., Any]] = {
+        each.__name__: each for each in (server.convert, server.load, server.run)
+    }
     connection.send((None, None))
     while True:
         try:

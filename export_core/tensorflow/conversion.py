@@ -44,8 +44,13 @@ class Wanted:
         return [*self.fields, IMAGE_INDEX] if self.batch is not None and rows else list(self.fields)
 
 
-def build(blueprint: Blueprint, wanted: Wanted) -> tf.Graph:
+def build(blueprint: Blueprint, wanted: Wanted, *, lite: bool = False) -> tf.Graph:
     """Return the model as a graph whose parameters are constants; inputs and outputs go by their names.
+
+    Args:
+        blueprint: the model.
+        wanted: what goes in and comes out.
+        lite: use operators of TensorFlow Lite alone, which takes longer.
 
     Raises:
         Failure: ``unsupported.architecture`` naming a module; ``export.failed`` when it would not fit into a
@@ -66,7 +71,7 @@ def build(blueprint: Blueprint, wanted: Wanted) -> tf.Graph:
             name: tf.compat.v1.placeholder(tf.float32, leading + _SHAPES[name], name=name)
             for name in wanted.inputs
         }
-        found = Module(blueprint)(*_arguments(given, wanted))
+        found = Module(blueprint, lite=lite)(*_arguments(given, wanted))
         for name, value in _joined(found, wanted).items():
             tf.identity(value, name=name)
     return graph

@@ -43,13 +43,16 @@ class Module:
 
     Args:
         blueprint: what the module is made of.
-        recorded: told the name of each module that was built, and what it returned.
+        lite: whether only operators that TensorFlow Lite has may be used.
+
+    Attributes:
+        lite: likewise.
     """
 
-    def __init__(self, blueprint: Blueprint, recorded: Callable[[str, Any], None] | None = None) -> None:
+    def __init__(self, blueprint: Blueprint, *, lite: bool = False) -> None:
         self.blueprint = blueprint
-        self._recorded = recorded
-        self._children = {name: Module(child, recorded) for name, child in blueprint.children.items()}
+        self.lite = lite
+        self._children = {name: Module(child, lite=lite) for name, child in blueprint.children.items()}
         self._constants: dict[str, Any] = {}
 
     def __call__(self, *inputs: Any) -> Any:
@@ -62,10 +65,7 @@ class Module:
         if translator is None:
             raise unknown_module(self.blueprint)
         with tf.name_scope(self.blueprint.path.rpartition(".")[2] or "model"):
-            outputs = translator(self, *inputs)
-        if self._recorded is not None:
-            self._recorded(self.blueprint.path, outputs)
-        return outputs
+            return translator(self, *inputs)
 
     def __getattr__(self, name: str) -> Any:
         """Return a submodule or a setting."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from zooport.export_core.tensorflow.translation import Module, translates
-from zooport.export_core.tensorflow.translators.boxes import Size, clip_boxes
+from zooport.export_core.tensorflow.translators.boxes import Size, clip_boxes, is_finite
 from zooport.export_core.tensorflow.translators.layers import linear_of_maps
 
 Fields = dict[str, tf.Tensor]
@@ -37,11 +37,11 @@ def select_detections(
 
 
 def _select(module: Module, boxes: tf.Tensor, scores: tf.Tensor, size: Size) -> Fields:
-    finite = tf.reduce_all(tf.math.is_finite(boxes), axis=1)
-    finite &= tf.reduce_all(tf.math.is_finite(scores), axis=1)
+    finite = tf.reduce_all(is_finite(boxes), axis=1)
+    finite &= tf.reduce_all(is_finite(scores), axis=1)
     rows = tf.where(finite)[:, 0]
     boxes, scores = tf.gather(boxes, rows), tf.gather(scores, rows)[:, :-1]
-    places = tf.where(scores > module.score_thresh)  # (N, 2): row, class
+    places = tf.cast(tf.where(scores > module.score_thresh), tf.int32)  # (N, 2): row, class
     # Only the boxes that are candidates are clipped, and in a class-agnostic head they are the same for all.
     own = tf.reshape(boxes, [-1, boxes.shape[1] // 4, 4])
     agnostic = own.shape[1] == 1
@@ -51,5 +51,5 @@ def _select(module: Module, boxes: tf.Tensor, scores: tf.Tensor, size: Size) -> 
     return {
         "pred_boxes": tf.gather(candidates, kept),
         "scores": tf.gather(scores, kept),
-        "pred_classes": tf.gather(places[:, 1], kept),
+        "pred_classes": tf.cast(tf.gather(places[:, 1], kept), tf.int64),
     }

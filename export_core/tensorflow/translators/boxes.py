@@ -43,40 +43,48 @@ def suppress(boxes: tf.Tensor, scores: tf.Tensor, threshold: float, at_most: Any
 
     Of equal scores the first is the better one, as in torchvision.
     """
-    return tf.raw_ops.NonMaxSuppressionV3(
+    found, count = tf.raw_ops.NonMaxSuppressionV4(
         boxes=boxes,
         scores=scores,
         max_output_size=at_most,
         iou_threshold=threshold,
         score_threshold=float("-inf"),
     )
+    return found[:count]  # TensorFlow Lite fills up to max_output_size
 
 
 @translates(".boxes.ClassNms")
 def suppress_classwise(module: Module, boxes: tf.Tensor, scores: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
     """Return int32 indices of the kept boxes, best first; the classes (N,) are suppressed one by one."""
-    by_class = tf.argsort(classes, stable=True)
-    _, _, counts = tf.unique_with_counts(tf.gather(classes, by_class))
-    ends = tf.cumsum(counts)
-    kept = tf.TensorArray(
-        tf.int32, size=tf.size(counts), infer_shape=False, element_shape=[None], clear_after_read=True
-    )
+    count = tf.size(classes)
+    none = tf.constant(-1, classes.dtype)
 
-    def one_class(index: tf.Tensor, kept: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-        end = ends[index]
-        members = by_class[end - counts[index] : end]
+    def next_class(last: tf.Tensor, kept: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        later = tf.where(classes > last, classes, classes.dtype.max)
+        current = tf.reduce_min(later)
+        members = tf.cast(tf.where(tf.equal(classes, current))[:, 0], tf.int32)
         best = suppress(
-            tf.gather(boxes, members), tf.gather(scores, members), module.iou_threshold, counts[index]
+            tf.gather(boxes, members), tf.gather(scores, members), module.iou_threshold, tf.size(members)
         )
-        return index + 1, kept.write(index, tf.gather(members, best))
+        places = tf.gather(members, best)[:, None]
+        return current, kept + tf.scatter_nd(places, tf.ones_like(best), [count])
 
     _, kept = tf.while_loop(
-        lambda index, _: index < tf.size(counts), one_class, (0, kept), parallel_iterations=1
+        lambda last, _: tf.reduce_any(classes > last),
+        next_class,
+        (none, tf.zeros([count], tf.int32)),
+        shape_invariants=(none.shape, tf.TensorShape([None])),
+        parallel_iterations=1,
     )
-    by_position = tf.sort(kept.concat())
+    by_position = tf.cast(tf.where(kept > 0)[:, 0], tf.int32)
     return tf.gather(by_position, best_first(tf.gather(scores, by_position)))
 
 
 def best_first(scores: tf.Tensor) -> tf.Tensor:
     """Return the int32 order of scores (N,) from the highest on, equal ones as they stand."""
     return tf.math.top_k(scores, tf.size(scores)).indices
+
+
+def is_finite(x: tf.Tensor) -> tf.Tensor:
+    """Return which numbers are neither infinite nor NaN; in operators that TensorFlow Lite has."""
+    return tf.equal(x - x, 0.0)

@@ -85,7 +85,7 @@ def _regular_places(module: Module, kernel: int, rows: tf.Tensor, columns: tf.Te
         tf.range(length)[:, None] * module.stride + axis
         for length, axis in zip((rows, columns), cells, strict=True)
     ]
-    return [tf.cast(along[0], tf.float32)[:, None], tf.cast(along[1], tf.float32)]
+    return [tf.expand_dims(tf.cast(along[0], tf.float32), 1), tf.cast(along[1], tf.float32)]
 
 
 class _ZeroBordered:
@@ -105,7 +105,7 @@ class _ZeroBordered:
         y = tf.clip_by_value(y, -1.0, tf.cast(self._rows, tf.float32)) + 1.0
         x = tf.clip_by_value(x, -1.0, tf.cast(self._columns, tf.float32)) + 1.0
         top, left = tf.floor(y), tf.floor(x)
-        below, right = (y - top)[..., None], (x - left)[..., None]
+        below, right = tf.expand_dims(y - top, -1), tf.expand_dims(x - left, -1)
         row, column = tf.cast(top, tf.int32), tf.cast(left, tf.int32)
         next_row, next_column = tf.minimum(row + 1, self._rows + 1), tf.minimum(column + 1, self._columns + 1)
         upper = self._at(row, column) * (1 - right) + self._at(row, next_column) * right

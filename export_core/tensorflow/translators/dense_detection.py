@@ -53,7 +53,7 @@ def select_dense(module: Module, boxes: tf.Tensor, scores: tf.Tensor, classes: t
     return {
         "pred_boxes": tf.gather(boxes, kept),
         "scores": tf.gather(scores, kept),
-        "pred_classes": tf.gather(classes, kept),
+        "pred_classes": tf.cast(tf.gather(classes, kept), tf.int64),
     }
 
 
@@ -61,7 +61,7 @@ def _candidates(module: Module, scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
     """Return score, anchor and class of the best entries of one level's scores (A, classes)."""
     classes = scores.shape[1]
     flat = tf.reshape(scores, [-1])
-    above = tf.where(flat > module.score_thresh)[:, 0]
+    above = tf.cast(tf.where(flat > module.score_thresh)[:, 0], tf.int32)
     values = tf.gather(flat, above)
     best, order = tf.math.top_k(values, tf.minimum(tf.size(values), module.topk_candidates))
     chosen = tf.gather(above, order)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,20 +52,18 @@ def convolution(module: Module, x: tf.Tensor) -> tf.Tensor:
 def convolve(module: Module, x: tf.Tensor, norm: Module | None) -> tf.Tensor:
     """Return the convolution of x (N, H, W, C) and what a norm makes of it.
 
-    Padding is given explicitly: TensorFlow's SAME puts the odd row of a strided convolution at the other
-    side.
+    Strided ones get their padding in numbers: TensorFlow's SAME puts an odd row at the other side.
     """
+    padding = _padding(module)
+    if module.lite and not isinstance(padding, str):
+        x, padding = tf.pad(x, padding), "VALID"
     y = tf.nn.conv2d(
         x,
         module.constant("kernel", lambda: kernel_and_bias(module, norm)[0]),
         strides=module.stride,
-        padding=_padding(module.padding),
+        padding=padding,
         dilations=module.dilation,
     )
-    return _shift_and_normalise(module, y, norm)
-
-
-def _shift_and_normalise(module: Module, y: tf.Tensor, norm: Module | None) -> tf.Tensor:
     if "bias" in module.arrays or is_foldable(norm):
         y = tf.nn.bias_add(y, module.constant("bias", lambda: kernel_and_bias(module, norm)[1]))
     return y if norm is None or is_foldable(norm) else norm(y)
@@ -95,10 +92,14 @@ def _affine(norm: Module) -> tuple[Array, Array]:
     return scale, bias - mean * scale
 
 
-def _padding(padding: Sequence[int]) -> Any:
-    if not any(padding):
+def _padding(module: Module) -> str | list[list[int]]:
+    """Return a convolution's padding: by its name where it has one, else in numbers."""
+    if not any(module.padding):
         return "VALID"
-    rows, columns = padding
+    sides = zip(module.kernel_size, module.dilation, module.padding, strict=True)
+    if set(module.stride) == {1} and all(2 * padded == (size - 1) * apart for size, apart, padded in sides):
+        return "SAME"
+    rows, columns = module.padding
     return [[0, 0], [rows, rows], [columns, columns], [0, 0]]
 
 
@@ -171,12 +172,13 @@ def transposed_convolution(module: Module, x: tf.Tensor) -> tf.Tensor:
     )
     shape = tf.shape(x)
     sides = [(shape[axis] - 1) * stride - 2 * padding + kernel for axis in (1, 2)]
+    same = kernel - stride == 2 * padding
     y = tf.nn.conv2d_transpose(
         x,
         weight,
         tf.stack([shape[0], *sides, module.out_channels]),
         strides=stride,
-        padding=_padding(module.padding),
+        padding="SAME" if same else [[0, 0], [padding, padding], [padding, padding], [0, 0]],
     )
     return _with_bias(module, tf.ensure_shape(y, [None, None, None, module.out_channels]))
 

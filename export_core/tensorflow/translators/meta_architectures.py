@@ -23,7 +23,8 @@ def normalise(module: Module, images: list[tf.Tensor]) -> tuple[tf.Tensor, list[
         tf.pad((image - mean) / std, [[0, height - size[0]], [0, width - size[1]], [0, 0]])
         for image, size in zip(images, sizes, strict=True)
     ]
-    return tf.stack(padded), sizes
+    channels = images[0].shape[-1]  # which padding by computed numbers makes unknown
+    return tf.reshape(tf.stack(padded), tf.stack([len(images), height, width, channels])), sizes
 
 
 @translates(".meta_architectures.generalized_rcnn.GeneralizedRCNN")

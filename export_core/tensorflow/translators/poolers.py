@@ -8,6 +8,7 @@ has zeros farther out; on a map with its border repeated once, CropAndResize doe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from zooport.export_core.tensorflow.translation import Module, translates
 from zooport.export_core.tensorflow.translators.layers import sides_of
 
 _SAMPLES_AT_A_TIME = 1 << 24  # numbers of one CropAndResize: 64 MiB
+Part = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
 _GRID_LIMIT = 1 << 12  # samples a cell and direction, more than any map has pixels
 
 
@@ -45,7 +48,7 @@ def pool(module: Module, features: list[tf.Tensor], boxes: list[tf.Tensor]) -> t
     rois = tf.concat(boxes, axis=0)
     if len(features) == 1:
         pooled, order = _pool_level(module, features[0], rois, images, module.scales[0])
-        return tf.gather(pooled, tf.math.invert_permutation(order))
+        return tf.gather(pooled, _inverse(order))
     levels = _assign(module, rois)
     parts, members = [], []
     for index, feature in enumerate(features):
@@ -55,7 +58,7 @@ def pool(module: Module, features: list[tf.Tensor], boxes: list[tf.Tensor]) -> t
         )
         parts.append(pooled)
         members.append(tf.gather(member, order))
-    return tf.gather(tf.concat(parts, axis=0), tf.math.invert_permutation(tf.concat(members, axis=0)))
+    return tf.gather(tf.concat(parts, axis=0), _inverse(tf.concat(members, axis=0)))
 
 
 def _assign(module: Module, boxes: tf.Tensor) -> tf.Tensor:
@@ -72,44 +75,112 @@ def _pool_level(
     module: Module, feature: tf.Tensor, rois: tf.Tensor, images: tf.Tensor, scale: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Return pooled regions (R, P, P, C) in an order of their own, and that order, int32 (R,)."""
-    resolution = module.output_size[0]
+    resolution, channels = module.output_size[0], feature.shape[-1]
     grids = _grids(module, feature, rois, images, scale)
     kinds = grids.samples[:, 0] * _GRID_LIMIT + grids.samples[:, 1]
     order = tf.argsort(kinds, stable=True)
-    _, places, sizes = tf.unique_with_counts(tf.gather(kinds, order))
-    ends = tf.gather(tf.cumsum(sizes), places)  # of the group that each region belongs to
+    kinds = tf.gather(kinds, order)
     bordered = _repeat_border(feature)
-    channels = feature.shape[-1]
-    count = tf.size(order)
+    crop = _crop_by_gathering if module.lite else tf.image.crop_and_resize
 
-    def some(start: tf.Tensor, index: tf.Tensor, pooled: tf.TensorArray) -> tuple[Any, ...]:
+    def pool_some(start: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Pool regions with as many samples from ``start`` on; return where they end, and their cells."""
         rows, columns = tf.unstack(grids.samples[order[start]])
         height, width = rows * resolution, columns * resolution
         at_a_time = tf.maximum(_SAMPLES_AT_A_TIME // (height * width * channels), 1)
-        end = tf.minimum(ends[start], start + at_a_time)
+        alike = tf.reduce_sum(tf.cast(kinds <= kinds[start], tf.int32))
+        end = tf.minimum(alike, start + at_a_time)
         members = order[start:end]
-        samples = tf.image.crop_and_resize(
-            bordered,
-            tf.gather(grids.boxes, members),
-            tf.gather(grids.images, members),
-            tf.stack([height, width]),
-        )
+        boxes, owners = tf.gather(grids.boxes, members), tf.gather(grids.images, members)
+        samples = crop(bordered, boxes, owners, tf.stack([height, width]))
         # Means of neighbours in two steps, each over the middle one of three axes.
-        means = tf.reduce_mean(tf.reshape(samples, [-1, rows, width * channels]), axis=1)
-        means = tf.reduce_mean(tf.reshape(means, [-1, columns, channels]), axis=1)
-        cells = tf.reshape(means, [-1, resolution, resolution, channels])
-        return end, index + 1, pooled.write(index, cells)
+        means = tf.reduce_mean(tf.reshape(samples, tf.stack([-1, rows, width * channels])), axis=1)
+        means = tf.reduce_mean(tf.reshape(means, tf.stack([-1, columns, channels])), axis=1)
+        return end, tf.reshape(means, [-1, resolution, resolution, channels])
 
-    pooled = tf.TensorArray(
-        tf.float32,
-        size=0,
-        dynamic_size=True,
-        infer_shape=False,
-        element_shape=[None, resolution, resolution, channels],
-    )
-    _, _, pooled = tf.while_loop(lambda start, *_: start < count, some, (0, 0, pooled), parallel_iterations=1)
-    cells = tf.ensure_shape(pooled.concat(), [None, resolution, resolution, channels])
+    collect = _collect_by_joining if module.lite else _collect
+    cells = collect(pool_some, tf.size(order), [None, resolution, resolution, channels])
     return cells * tf.gather(grids.present, order)[:, None, None, None], order
+
+
+def _collect(part: Part, count: tf.Tensor, shape: list[int | None]) -> tf.Tensor:
+    """Return the results of a function for parts of ``count`` things under each other."""
+    results = tf.TensorArray(tf.float32, size=0, dynamic_size=True, infer_shape=False, element_shape=shape)
+
+    def step(start: tf.Tensor, index: tf.Tensor, results: tf.TensorArray) -> tuple[Any, ...]:
+        end, values = part(start)
+        return end, index + 1, results.write(index, values)
+
+    _, _, results = tf.while_loop(
+        lambda start, *_: start < count, step, (0, 0, results), parallel_iterations=1
+    )
+    return tf.ensure_shape(results.concat(), shape)
+
+
+def _collect_by_joining(part: Part, count: tf.Tensor, shape: list[int | None]) -> tf.Tensor:
+    """Do the same without the lists that TensorFlow Lite lacks: each part is joined to those before."""
+
+    def step(start: tf.Tensor, results: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        end, values = part(start)
+        return end, tf.concat([results, values], axis=0)
+
+    begin = tf.constant(0)
+    _, results = tf.while_loop(
+        lambda start, _: start < count,
+        step,
+        (begin, tf.zeros([0, *shape[1:]])),
+        shape_invariants=(begin.shape, tf.TensorShape(shape)),
+        parallel_iterations=1,
+    )
+    return results
+
+
+def _crop_by_gathering(image: tf.Tensor, boxes: tf.Tensor, owners: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Return what CropAndResize does, (R, H', W', C), in operators of TensorFlow Lite."""
+    rows, columns = sides_of(image)
+    y, x = (
+        _places_along(boxes[:, axis], boxes[:, axis + 2], size[axis], side)
+        for axis, side in ((0, rows), (1, columns))
+    )
+    flat = tf.reshape(image, [-1, image.shape[-1]])
+    first = tf.reshape(owners, [-1, 1, 1]) * rows * columns
+
+    def at(row: tf.Tensor, column: tf.Tensor) -> tf.Tensor:
+        return tf.gather(flat, first + tf.expand_dims(row, 2) * columns + tf.expand_dims(column, 1))
+
+    right = tf.expand_dims(tf.expand_dims(x.share, 1), 3)
+    upper = at(y.before, x.before) * (1 - right) + at(y.before, x.after) * right
+    lower = at(y.after, x.before) * (1 - right) + at(y.after, x.after) * right
+    below = tf.expand_dims(tf.expand_dims(y.share, 2), 3)
+    inside = tf.expand_dims(y.inside, 2) * tf.expand_dims(x.inside, 1)
+    return (upper * (1 - below) + lower * below) * tf.expand_dims(inside, 3)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where samples (R, S) lie on an axis: the pixels around each, its share of the second, 1 if on it."""
+
+    before: tf.Tensor
+    after: tf.Tensor
+    share: tf.Tensor
+    inside: tf.Tensor
+
+
+def _places_along(first: tf.Tensor, last: tf.Tensor, count: tf.Tensor, side: Any) -> _Places:
+    extent = tf.cast(side - 1, tf.float32)
+    steps = tf.cast(tf.maximum(count - 1, 1), tf.float32)
+    along = tf.range(tf.cast(count, tf.float32)) / steps
+    places = first[:, None] * extent + along[None] * (last - first)[:, None] * extent
+    held = tf.clip_by_value(places, 0.0, extent)
+    before = tf.floor(held)
+    pixel = tf.cast(before, tf.int32)
+    inside = tf.cast(tf.equal(places, held), tf.float32)
+    return _Places(pixel, tf.minimum(pixel + 1, side - 1), held - before, inside)
+
+
+def _inverse(order: tf.Tensor) -> tf.Tensor:
+    """Return the inverse of a permutation, int32 (R,)."""
+    return tf.scatter_nd(order[:, None], tf.range(tf.size(order)), tf.shape(order))
 
 
 def _grids(module: Module, feature: tf.Tensor, rois: tf.Tensor, images: tf.Tensor, scale: float) -> Grids:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import tensorflow as tf
 
 from zooport.export_core.tensorflow.translation import Module, translates
-from zooport.export_core.tensorflow.translators.boxes import Size, best_first, clip_boxes, nonempty, suppress
+from zooport.export_core.tensorflow.translators.boxes import (
+    Size,
+    best_first,
+    clip_boxes,
+    is_finite,
+    nonempty,
+    suppress,
+)
 
 Tensors = list[tf.Tensor]
 
@@ -45,7 +52,7 @@ def _select(
     for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
         scores, order = tf.math.top_k(level_logits, tf.minimum(tf.size(level_logits), module.pre_nms_topk))
         boxes = module.box_coder(tf.gather(level_deltas, order), tf.gather(level_anchors, order))
-        finite = tf.reduce_all(tf.math.is_finite(boxes), axis=1) & tf.math.is_finite(scores)
+        finite = tf.reduce_all(is_finite(boxes), axis=1) & is_finite(scores)
         boxes = clip_boxes(boxes, size)
         usable = tf.where(finite & nonempty(boxes, module.min_size))[:, 0]
         boxes, scores = tf.gather(boxes, usable), tf.gather(scores, usable)
