@@ -33,16 +33,15 @@ def deformable_convolution(
     groups = offsets.shape[-1] // (2 * cells)
     width = x.shape[-1] // groups
     shape = tf.shape(offsets)
-    offsets = tf.reshape(offsets, [shape[0], shape[1], shape[2], groups, cells, 2])
-    if factors is not None:
-        factors = tf.reshape(factors, [shape[0], shape[1], shape[2], groups, cells, 1])
     regular_y, regular_x = _regular_places(module, kernel, shape[1], shape[2])
     parts = []
     for group in range(groups):
         source = _ZeroBordered(x[..., group * width : (group + 1) * width])
-        own = offsets[:, :, :, group]
-        found = source.sample(own[..., 0] + regular_y, own[..., 1] + regular_x)
-        parts.append(found if factors is None else found * factors[:, :, :, group])
+        own = offsets[..., group * 2 * cells : (group + 1) * 2 * cells]
+        found = source.sample(own[..., ::2] + regular_y, own[..., 1::2] + regular_x)
+        if factors is not None:
+            found *= tf.expand_dims(factors[..., group * cells : (group + 1) * cells], -1)
+        parts.append(found)
     samples = parts[0] if groups == 1 else tf.concat(parts, axis=-1)
     columns = tf.reshape(samples, [shape[0], shape[1], shape[2], cells * x.shape[-1]])
     return module.activation(_combine(module, columns, x.shape[-1]))
