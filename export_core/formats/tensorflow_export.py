@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from zooport.export_core.config import Config
     from zooport.export_core.tensorflow.process import TensorFlowProcess
 
-SAVED_MODEL, LITE = "saved_model", "model.tflite"
+SAVED_MODEL, FROZEN, LITE = "saved_model", "model.pb", "model.tflite"
 IMAGE_INDEX = "image_index"
 QUANTIZATIONS = ("dynamic",)
 QUANTIZED_TOLERANCE = Tolerance(pixels=8.0, score=0.2, mask=0.5, relative=0.3, unmatched=0.3)
@@ -151,9 +151,11 @@ class TensorFlow(Format):
                 self.remarks += process.convert(
                     description, directory, fields, _as_tensorflow(given, options), options
                 )
-                if options.get("tflite"):
-                    process.load(directory / SAVED_MODEL)
-                    _compare(_Predictor(process, fields, options), model, inputs, self.info.tolerance)
+                # Verification meets one of the files; the others are compared here.
+                for name in (FROZEN, SAVED_MODEL) if options.get("tflite") else (FROZEN,):
+                    process.load(directory / name)
+                    predictor = _Predictor(process, fields, options)
+                    _compare(name, predictor, model, inputs, self.info.tolerance)
 
     def load(self, directory: Path, fields: Sequence[str], options: Mapping[str, Any]) -> AnyPredictor:
         """Load the SavedModel, or model.tflite, in a process that has TensorFlow and no torch."""
@@ -211,9 +213,9 @@ class _Predictor:
 
 
 def _compare(
-    predictor: _Predictor, model: nn.Module, inputs: Mapping[str, Tensor], tolerance: Tolerance
+    name: str, predictor: _Predictor, model: nn.Module, inputs: Mapping[str, Tensor], tolerance: Tolerance
 ) -> None:
-    """Compare the SavedModel with the eager model, where verification meets model.tflite instead.
+    """Compare a file with the eager model on the sample.
 
     Raises:
         Failure: ``artifact.mismatch``.
@@ -225,7 +227,7 @@ def _compare(
 
     with torch.no_grad():
         outputs = as_arrays(model([dict(inputs)])[0])
-    verify(predictor, [Sample("the SavedModel's sample", as_arrays(inputs), outputs)], tolerance)
+    verify(predictor, [Sample(f"of {name}", as_arrays(inputs), outputs)], tolerance)
 
 
 def _as_tensorflow(inputs: Mapping[str, Array], options: Mapping[str, Any]) -> dict[str, Array]:

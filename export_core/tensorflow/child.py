@@ -32,15 +32,19 @@ class Server:
         self._run: Callable[[Mapping[str, Array]], dict[str, Array]] | None = None
 
     def load(self, path: Path) -> None:
-        """Load a SavedModel or a ``.tflite`` file.
+        """Load a SavedModel, a frozen graph (``.pb``) or a ``.tflite`` file.
 
         Raises:
             Failure: ``artifact.unloadable``.
         """
         from zooport.export_core.tensorflow.lite import LiteModel
-        from zooport.export_core.tensorflow.running import SavedModel
+        from zooport.export_core.tensorflow.running import FrozenGraph, SavedModel
 
-        self._run = LiteModel(path, self._threads) if path.suffix == ".tflite" else SavedModel(path)
+        self._run = None  # what was loaded before
+        if path.suffix == ".tflite":
+            self._run = LiteModel(path, self._threads)
+        else:
+            self._run = FrozenGraph(path) if path.suffix == ".pb" else SavedModel(path)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs of what was loaded, by name.
@@ -65,7 +69,7 @@ class Server:
             blueprint: the file that describes the model; others are made beside it.
             directory: where the artifact's files go.
             fields: names of the outputs.
-            sample: inputs on which the files are compared with each other, the image (H, W, 3).
+            sample: inputs to try the files on, the image (H, W, 3).
             options: of the format.
 
         Raises:
@@ -73,18 +77,17 @@ class Server:
         """
         from zooport.export_core.tensorflow import conversion, lite
         from zooport.export_core.tensorflow.blueprint import read_blueprint
-        from zooport.export_core.tensorflow.running import compare_frozen
 
         described = read_blueprint(blueprint)
         wanted = conversion.Wanted(fields, list(sample), options.get("batch"))
-        conversion.save(conversion.build(described, wanted), wanted, directory)
-        compare_frozen(directory, wanted, sample)
+        conversion.save_frozen(described, wanted, directory / conversion.FROZEN)
+        conversion.save_model(described, wanted, directory / conversion.SAVED_MODEL)
         if not options.get("tflite"):
             return []
         path = directory / lite.LITE
         with tempfile.TemporaryDirectory(dir=blueprint.parent) as folder:
-            conversion.save(conversion.build(described, wanted, lite=True), wanted, Path(folder))
-            lite.convert(Path(folder) / conversion.SAVED_MODEL, path, options.get("quantize"))
+            conversion.save_model(described, wanted, Path(folder) / "lite", lite=True)
+            lite.convert(Path(folder) / "lite", path, options.get("quantize"))
         return lite.remarks_on(path, sample, self._threads)
 
 

@@ -1,11 +1,13 @@
-"""From a blueprint to a SavedModel and a frozen graph, of the same constants and operators."""
+"""From a blueprint to a SavedModel and a frozen graph, of the same operators and parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import tensorflow as tf
 
 from zooport.export_core.failures import Failure, Stage
@@ -17,6 +19,9 @@ SAVED_MODEL, FROZEN = "saved_model", "model.pb"
 IMAGE, PROPOSALS, IMAGE_INDEX = "image", "proposal_boxes", "image_index"
 SIGNATURE = "serving_default"
 
+Array = npt.NDArray[Any]
+
+_SMALL = 1024  # numbers
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
 _WHOLE = ("sem_seg",)  # fields without a row for each thing found
 _SHAPES: Mapping[str, list[int | None]] = {IMAGE: [None, None, 3], PROPOSALS: [None, 4]}
@@ -44,13 +49,8 @@ class Wanted:
         return [*self.fields, IMAGE_INDEX] if self.batch is not None and rows else list(self.fields)
 
 
-def build(blueprint: Blueprint, wanted: Wanted, *, lite: bool = False) -> tf.Graph:
-    """Return the model as a graph whose parameters are constants; inputs and outputs go by their names.
-
-    Args:
-        blueprint: the model.
-        wanted: what goes in and comes out.
-        lite: use operators of TensorFlow Lite alone, which takes longer.
+def save_frozen(blueprint: Blueprint, wanted: Wanted, path: Path) -> None:
+    """Write the model as one graph whose parameters are constants; inputs and outputs go by their names.
 
     Raises:
         Failure: ``unsupported.architecture`` naming a module; ``export.failed`` when it would not fit into a
@@ -64,34 +64,63 @@ def build(blueprint: Blueprint, wanted: Wanted, *, lite: bool = False) -> tf.Gra
             stage=Stage.EXPORT,
             hint="onnx and torch-export take larger models",
         )
-    leading = [] if wanted.batch is None else [wanted.batch]
     graph = tf.Graph()
     with graph.as_default():
         given = {
-            name: tf.compat.v1.placeholder(tf.float32, leading + _SHAPES[name], name=name)
-            for name in wanted.inputs
+            name: tf.compat.v1.placeholder(spec.dtype, spec.shape, name=name)
+            for name, spec in _specs(wanted).items()
         }
-        found = Module(blueprint, lite=lite)(*_arguments(given, wanted))
-        for name, value in _joined(found, wanted).items():
+        model = Module(blueprint, lambda name, array: tf.constant(array, name=name.rpartition(".")[2]))
+        for name, value in _joined(model(*_arguments(given, wanted)), wanted).items():
             tf.identity(value, name=name)
-    return graph
-
-
-def save(graph: tf.Graph, wanted: Wanted, directory: Path) -> None:
-    """Write ``saved_model/`` and ``model.pb``: one graph in two containers."""
     definition = graph.as_graph_def()
-    data = definition.SerializeToString(deterministic=True)
-    (directory / FROZEN).write_bytes(data)
-    del definition, data
-    inputs, outputs = (
-        {name: graph.get_tensor_by_name(f"{name}:0") for name in names}
-        for names in (wanted.inputs, wanted.outputs)
-    )
-    builder = tf.compat.v1.saved_model.Builder(str(directory / SAVED_MODEL))
-    with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
-        signature = tf.compat.v1.saved_model.predict_signature_def(inputs, outputs)
-        builder.add_meta_graph_and_variables(session, [tf.saved_model.SERVING], {SIGNATURE: signature})
-        builder.save()
+    del graph, model  # both as large as the parameters
+    path.write_bytes(definition.SerializeToString(deterministic=True))
+
+
+def save_model(blueprint: Blueprint, wanted: Wanted, directory: Path, *, lite: bool = False) -> None:
+    """Write the model as a SavedModel, its parameters in variables; constants are copied often on loading.
+
+    Args:
+        blueprint: the model.
+        wanted: what goes in and comes out.
+        directory: of the SavedModel; must not be there.
+        lite: use operators of TensorFlow Lite alone, which takes longer.
+
+    Raises:
+        Failure: ``unsupported.architecture`` naming a module.
+    """
+    parameters = _Parameters()
+
+    def call(**given: tf.Tensor) -> dict[str, tf.Tensor]:
+        model = Module(blueprint, parameters.keep, lite=lite)
+        return _joined(model(*_arguments(given, wanted)), wanted)
+
+    function = tf.function(call, autograph=False).get_concrete_function(**_specs(wanted))
+    tf.saved_model.save(parameters, str(directory), signatures={SIGNATURE: function})
+
+
+class _Parameters(tf.Module):
+    """The variables of a model by their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.variables_by_name: dict[str, tf.Variable] = {}
+
+    def keep(self, name: str, array: Array) -> tf.Tensor:
+        """Return the value of a variable; small arrays are constants, which optimizers can look into."""
+        if array.size < _SMALL:
+            return tf.constant(array, name=name.rpartition(".")[2])
+        if name not in self.variables_by_name:
+            with tf.init_scope():
+                variable = tf.Variable(array, trainable=False, name=name.replace(".", "_"))
+            self.variables_by_name[name] = variable
+        return self.variables_by_name[name].read_value()
+
+
+def _specs(wanted: Wanted) -> dict[str, tf.TensorSpec]:
+    leading = [] if wanted.batch is None else [wanted.batch]
+    return {name: tf.TensorSpec(leading + _SHAPES[name], tf.float32, name=name) for name in wanted.inputs}
 
 
 def _arguments(given: Mapping[str, tf.Tensor], wanted: Wanted) -> list[list[tf.Tensor]]:

@@ -26,7 +26,7 @@ def convert(saved_model: Path, path: Path, quantize: str | None) -> None:
     """Write the SavedModel in TensorFlow Lite's format, of its own operators alone.
 
     Args:
-        saved_model: made for TensorFlow Lite (``lite=True`` of :func:`conversion.build`).
+        saved_model: made for TensorFlow Lite (``lite=True`` of :func:`conversion.save_model`).
         path: the file to write.
         quantize: "dynamic" keeps weights in 8 bits; None in 32.
 

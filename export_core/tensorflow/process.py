@@ -78,13 +78,13 @@ class TensorFlowProcess:
         )
         return made
 
-    def load(self, saved_model: Path) -> None:
-        """Load a SavedModel, which :meth:`run` then runs.
+    def load(self, path: Path) -> None:
+        """Load a SavedModel, a frozen graph (``.pb``) or a ``.tflite`` file, which :meth:`run` then runs.
 
         Raises:
             Failure: ``artifact.unloadable``, ``worker.crashed``.
         """
-        self._call("load", saved_model)
+        self._call("load", path)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run what was loaded; returns the outputs by name.

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from zooport.export_core.failures import Failure, Stage
-from zooport.export_core.tensorflow.conversion import FROZEN, SAVED_MODEL, SIGNATURE, Wanted
+from zooport.export_core.tensorflow.conversion import SIGNATURE
 
 Array = npt.NDArray[Any]
 
-_SAME = 1e-5  # relative: one graph in two containers, whose optimizers may join operators differently
 _UNTELLING = ("Graph execution error", "Detected at", "<stack", "Original stack")
 
 
@@ -51,35 +50,54 @@ class SavedModel:
         return {name: value.numpy() for name, value in found.items()}
 
 
-def run_frozen(path: Path, wanted: Wanted, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Run a frozen graph once, in a session of its own; returns the outputs by name."""
-    definition = tf.compat.v1.GraphDef()
-    definition.ParseFromString(path.read_bytes())
-    graph = tf.Graph()
-    with graph.as_default():
-        tf.import_graph_def(definition, name="")
-    del definition  # as large as the parameters
-    with tf.compat.v1.Session(graph=graph) as session:
-        given = {f"{name}:0": value for name, value in inputs.items()}
-        found = session.run([f"{name}:0" for name in wanted.outputs], given)
-    return dict(zip(wanted.outputs, found, strict=True))
+class FrozenGraph:
+    """A frozen graph in a session.
 
+    Optimizers are off: each would copy all constants for the few runs that a graph has here.
 
-def compare_frozen(directory: Path, wanted: Wanted, sample: Mapping[str, Array]) -> None:
-    """See to it that the SavedModel and the frozen graph of an artifact give the same outputs.
+    Args:
+        path: of the file; beside it lies nothing that is needed.
 
     Raises:
-        Failure: ``export.failed`` naming an output that differs.
+        Failure: ``artifact.unloadable``.
     """
-    frozen = run_frozen(directory / FROZEN, wanted, sample)
-    for name, value in SavedModel(directory / SAVED_MODEL)(sample).items():
-        largest = float(np.abs(value).max(initial=0))
-        same = frozen[name].shape == value.shape and np.allclose(
-            frozen[name], value, rtol=0, atol=_SAME * largest
-        )
-        if not same:
-            message = f"{FROZEN} and {SAVED_MODEL} give different {name}"
-            raise Failure("export.failed", message, stage=Stage.EXPORT)
+
+    def __init__(self, path: Path) -> None:
+        definition = tf.compat.v1.GraphDef()
+        graph = tf.Graph()
+        try:
+            definition.ParseFromString(path.read_bytes())
+            with graph.as_default():
+                tf.import_graph_def(definition, name="")
+        except (DecodeError, ValueError, OSError) as error:
+            message = f"TensorFlow does not load {path.name}: {first_line(error)}"
+            raise Failure("artifact.unloadable", message, stage=Stage.VERIFY) from error
+        self._outputs = _results(definition)
+        del definition  # as large as the parameters
+        settings = tf.compat.v1.ConfigProto()
+        settings.graph_options.rewrite_options.disable_meta_optimizer = True
+        settings.graph_options.optimizer_options.opt_level = -1
+        self._session = tf.compat.v1.Session(graph=graph, config=settings)
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the outputs by name.
+
+        Raises:
+            Failure: ``artifact.unloadable``.
+        """
+        given = {f"{name}:0": value for name, value in inputs.items()}
+        try:
+            found = self._session.run([f"{name}:0" for name in self._outputs], given)
+        except (ValueError, TypeError, tf.errors.OpError) as error:
+            message = f"the frozen graph fails: {first_line(error)}"
+            raise Failure("artifact.unloadable", message, stage=Stage.VERIFY) from error
+        return dict(zip(self._outputs, found, strict=True))
+
+
+def _results(definition: Any) -> list[str]:
+    """Return the names of the operators that nobody takes anything from."""
+    taken = {name.lstrip("^").partition(":")[0] for node in definition.node for name in node.input}
+    return [node.name for node in definition.node if node.name not in taken and node.op == "Identity"]
 
 
 def first_line(error: Exception) -> str:

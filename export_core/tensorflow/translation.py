@@ -15,6 +15,8 @@ import tensorflow as tf
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.tensorflow.blueprint import Blueprint
 
+Array = npt.NDArray[Any]
+Keep = Callable[[str, Array], tf.Tensor]
 Translator = Callable[..., Any]
 MODELING = "zooport.export_core.modeling"
 
@@ -43,16 +45,18 @@ class Module:
 
     Args:
         blueprint: what the module is made of.
+        keep: puts a parameter, with a name of its own, into the graph.
         lite: whether only operators that TensorFlow Lite has may be used.
 
     Attributes:
         lite: likewise.
     """
 
-    def __init__(self, blueprint: Blueprint, *, lite: bool = False) -> None:
+    def __init__(self, blueprint: Blueprint, keep: Keep, *, lite: bool = False) -> None:
         self.blueprint = blueprint
         self.lite = lite
-        self._children = {name: Module(child, lite=lite) for name, child in blueprint.children.items()}
+        self._keep = keep
+        self._children = {name: Module(child, keep, lite=lite) for name, child in blueprint.children.items()}
         self._constants: dict[str, Any] = {}
 
     def __call__(self, *inputs: Any) -> Any:
@@ -84,7 +88,7 @@ class Module:
         return self._children
 
     @property
-    def arrays(self) -> Mapping[str, npt.NDArray[Any]]:
+    def arrays(self) -> Mapping[str, Array]:
         """Parameters and buffers."""
         return self.blueprint.arrays
 
@@ -92,10 +96,10 @@ class Module:
         """Whether the module computes what this class does."""
         return self.blueprint.kind == (MODELING + kind if kind.startswith(".") else kind)
 
-    def constant(self, name: str, make: Callable[[], npt.NDArray[Any]]) -> tf.Tensor:
-        """Return a constant of the graph; a module that is called several times has it once."""
+    def constant(self, name: str, make: Callable[[], Array]) -> tf.Tensor:
+        """Return an array as a tensor of the graph; a module that is called several times has it once."""
         if name not in self._constants:
-            self._constants[name] = tf.constant(make(), name=name)
+            self._constants[name] = self._keep(f"{self.blueprint.path}.{name}".lstrip("."), make())
         return self._constants[name]
 
 
