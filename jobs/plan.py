@@ -228,7 +228,15 @@ class _Keys:
         """Return how many images a dataset has; 0 for none, and where it cannot be read."""
         return self._dataset(dataset)[1]
 
-    def reservation(self, checkpoint: CheckpointSource, dataset: DatasetSource | None) -> int:
+    def reservation(
+        self, checkpoint: CheckpointSource, dataset: DatasetSource | None, format_name: str
+    ) -> int:
+        """Return the bytes that an export of this checkpoint and its evaluation are thought to need."""
+        info = formats.get(format_name).info
+        held = info.runtime_bytes + int(info.runtime_bytes_per_checkpoint_byte * _size(checkpoint.weights))
+        return self._evaluation(checkpoint, dataset) + held
+
+    def _evaluation(self, checkpoint: CheckpointSource, dataset: DatasetSource | None) -> int:
         """Return the bytes that a job of this checkpoint on this dataset is thought to need."""
         identity = repr((checkpoint, dataset))
         if identity not in self._reservations:
@@ -348,7 +356,7 @@ def _job(keys: _Keys, target: ExportTarget, output: Place, run_id: str, export_i
         deadlines=target.deadlines,
         retries=target.retries,
         memory=target.memory,
-        reservation=target.memory or keys.reservation(checkpoint, dataset),
+        reservation=target.memory or keys.reservation(checkpoint, dataset, target.format),
         images=keys.images(dataset),
         shard_images=target.shard_images,
         baseline_values=keys.values(baseline, _root(checkpoint, output)),

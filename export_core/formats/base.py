@@ -54,6 +54,8 @@ class FormatInfo:
         options: option name -> what it does and its default.
         call: how the artifact is called, for model.json.
         tools: packages besides torch and torchvision whose versions make a difference to the artifact.
+        runtime_bytes: memory that a process of the format's own holds at most, besides the job's, before
+            there are parameters; ``runtime_bytes_per_checkpoint_byte`` for each byte of these.
     """
 
     name: str
@@ -64,6 +66,8 @@ class FormatInfo:
     tools: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     tolerance: Tolerance = Tolerance()
+    runtime_bytes: int = 0
+    runtime_bytes_per_checkpoint_byte: float = 0.0
 
 
 class Format(ABC):

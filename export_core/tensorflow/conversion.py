@@ -13,7 +13,7 @@ import tensorflow as tf
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.tensorflow import translators as _translators
 from zooport.export_core.tensorflow.blueprint import Blueprint
-from zooport.export_core.tensorflow.translation import Module
+from zooport.export_core.tensorflow.translation import Keep, Module
 
 SAVED_MODEL, FROZEN = "saved_model", "model.pb"
 IMAGE, PROPOSALS, IMAGE_INDEX = "image", "proposal_boxes", "image_index"
@@ -64,22 +64,17 @@ def save_frozen(blueprint: Blueprint, wanted: Wanted, path: Path) -> None:
             stage=Stage.EXPORT,
             hint="onnx and torch-export take larger models",
         )
-    graph = tf.Graph()
-    with graph.as_default():
-        given = {
-            name: tf.compat.v1.placeholder(spec.dtype, spec.shape, name=name)
-            for name, spec in _specs(wanted).items()
-        }
-        model = Module(blueprint, lambda name, array: tf.constant(array, name=name.rpartition(".")[2]))
-        for name, value in _joined(model(*_arguments(given, wanted)), wanted).items():
-            tf.identity(value, name=name)
+    graph = _build(blueprint, wanted, _constant, lite=False)
     definition = graph.as_graph_def()
-    del graph, model  # both as large as the parameters
+    del graph  # as large as the parameters
     path.write_bytes(definition.SerializeToString(deterministic=True))
 
 
 def save_model(blueprint: Blueprint, wanted: Wanted, directory: Path, *, lite: bool = False) -> None:
-    """Write the model as a SavedModel, its parameters in variables; constants are copied often on loading.
+    """Write the model as a SavedModel.
+
+    Its parameters are variables: constants are copied a dozen times on loading. Its operators have the names
+    that they have in the frozen graph, so that one program runs either.
 
     Args:
         blueprint: the model.
@@ -90,32 +85,62 @@ def save_model(blueprint: Blueprint, wanted: Wanted, directory: Path, *, lite: b
     Raises:
         Failure: ``unsupported.architecture`` naming a module.
     """
-    parameters = _Parameters()
+    parameters = _Variables()
+    graph = _build(blueprint, wanted, parameters.keep, lite=lite)
+    inputs, outputs = (
+        {name: graph.get_tensor_by_name(f"{name}:0") for name in names}
+        for names in (wanted.inputs, wanted.outputs)
+    )
+    builder = tf.compat.v1.saved_model.Builder(str(directory))
+    with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
+        parameters.fill(session)
+        signature = tf.compat.v1.saved_model.predict_signature_def(inputs, outputs)
+        builder.add_meta_graph_and_variables(session, [tf.saved_model.SERVING], {SIGNATURE: signature})
+        builder.save()
 
-    def call(**given: tf.Tensor) -> dict[str, tf.Tensor]:
-        model = Module(blueprint, parameters.keep, lite=lite)
-        return _joined(model(*_arguments(given, wanted)), wanted)
 
-    function = tf.function(call, autograph=False).get_concrete_function(**_specs(wanted))
-    tf.saved_model.save(parameters, str(directory), signatures={SIGNATURE: function})
+def _build(blueprint: Blueprint, wanted: Wanted, keep: Keep, *, lite: bool) -> tf.Graph:
+    graph = tf.Graph()
+    with graph.as_default():
+        given = {
+            name: tf.compat.v1.placeholder(spec.dtype, spec.shape, name=name)
+            for name, spec in _specs(wanted).items()
+        }
+        model = Module(blueprint, keep, lite=lite)
+        for name, value in _joined(model(*_arguments(given, wanted)), wanted).items():
+            tf.identity(value, name=name)
+    return graph
 
 
-class _Parameters(tf.Module):
-    """The variables of a model by their names."""
+def _constant(name: str, array: Array) -> tf.Tensor:
+    return tf.constant(array, name=name.rpartition(".")[2])
+
+
+class _Variables:
+    """Parameters as variables of the graph that is being built."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.variables_by_name: dict[str, tf.Variable] = {}
+        self._values: list[tuple[tf.Variable, Array]] = []
 
     def keep(self, name: str, array: Array) -> tf.Tensor:
         """Return the value of a variable; small arrays are constants, which optimizers can look into."""
         if array.size < _SMALL:
-            return tf.constant(array, name=name.rpartition(".")[2])
-        if name not in self.variables_by_name:
-            with tf.init_scope():
-                variable = tf.Variable(array, trainable=False, name=name.replace(".", "_"))
-            self.variables_by_name[name] = variable
-        return self.variables_by_name[name].read_value()
+            return _constant(name, array)
+        variable = tf.compat.v1.get_variable(
+            name.replace(".", "/"),
+            shape=array.shape,
+            dtype=array.dtype,
+            initializer=tf.compat.v1.zeros_initializer(),
+            trainable=False,
+            use_resource=True,
+        )
+        self._values.append((variable, array))
+        return variable.read_value()
+
+    def fill(self, session: tf.compat.v1.Session) -> None:
+        """Give the variables their values in a session."""
+        for variable, array in self._values:
+            session.run(variable.initializer, {variable.initializer.inputs[1]: array})
 
 
 def _specs(wanted: Wanted) -> dict[str, tf.TensorSpec]:
