@@ -16,12 +16,16 @@ from zooport.export_core.caffe2.reference.executor import ReferenceExecutor
 from zooport.export_core.caffe2.runtime import RealRuntime
 from zooport.export_core.checkpoints import read_weights
 from zooport.export_core.config import load_config
+from zooport.export_core.evaluation import compute_metrics, load_dataset, predict_images
 from zooport.export_core.evaluation.images import read_image, resize_shortest_edge
 from zooport.export_core.formats.caffe2_results import Caffe2Predictor, padded
 from zooport.export_core.modeling.build import load_model
+from zooport.export_core.pipeline import eager_predictor
 from zooport.export_core.samples import Sample
+from zooport.export_core.sources import DatasetSource
 from zooport.export_core.verification import compare_outputs
 from zooport.tests.artifact_processes import arrays
+from zooport.tests.official_zoo import TINY, build_for_export, config_of, inputs_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,6 +43,9 @@ MODELS = [
     "retinanet_fpn",
 ]
 PICTURES = 4
+EVALUATED = 20
+KEYPOINTS = "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x"
+PANOPTIC = "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x"
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +107,58 @@ def test_both_executors_agree_on_a_net(exported: Any, demo_zoo: Path, caffe2_run
         for name in nets.outputs:
             np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-4, err_msg=name)
     real.drop()
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [
+        (KEYPOINTS, "score_thresh", 1.5),
+        (KEYPOINTS, "min_size", 1e6),
+        (PANOPTIC, "score_thresh", 1.5),
+        (PANOPTIC, "min_size", 1e6),
+    ],
+)
+def test_an_image_without_detections_or_even_proposals_is_no_trouble(
+    name: str, setting: str, value: float, tmp_path: Path, caffe2_runtime: RealRuntime
+) -> None:
+    """The runtime's operators do other things than torch's where there is nothing to compute on."""
+    model: Any = build_for_export(name, tiny=True)
+    (part,) = [module for module in model.modules() if hasattr(module, setting)]
+    setattr(part, setting, value)
+    exporter = formats.get("caffe2")
+    exporter.requires(config_of(name, TINY), {})
+    exporter.export(model, {"image": torch.zeros(3, 64, 64)}, [], tmp_path, {})
+    image = inputs_of(name, 96, 128)["image"]
+    wanted = eager_predictor(model)(image.numpy())
+    assert len(wanted["scores"]) == 0
+    nets = read_nets(tmp_path)
+    for executor in (caffe2_runtime, ReferenceExecutor()):
+        found = Caffe2Predictor(executor.load(nets), nets.predict, sorted(wanted))(image.numpy())
+        sample = Sample("a picture", {"image": image.numpy()}, wanted)
+        compare_outputs(sample, found, exporter.tolerance({}))
+
+
+def test_both_executors_have_the_eager_models_ap(
+    exported: Any, demo_zoo: Path, caffe2_runtime: RealRuntime
+) -> None:
+    """On some images; all of the demo zoo on all images are in docs/caffe2.md."""
+    model, config, directory = exported("keypoint_rcnn_fpn")
+    annotations = demo_zoo / "data" / "annotations" / "keypoints_val.json"
+    dataset = load_dataset(DatasetSource("val", annotations, demo_zoo / "data" / "val", EVALUATED))
+    nets = read_nets(directory)
+    fields = ["pred_boxes", "pred_classes", "pred_keypoint_heatmaps", "pred_keypoints", "scores"]
+    predictors = [
+        eager_predictor(model),
+        *(
+            Caffe2Predictor(executor.load(nets), nets.predict, fields)
+            for executor in (caffe2_runtime, ReferenceExecutor())
+        ),
+    ]
+    eager, real, reference = (
+        compute_metrics(predict_images(predictor, dataset, config), dataset, config)
+        for predictor in predictors
+    )
+    for name in ("bbox/AP", "keypoints/AP"):
+        assert eager[name] > 10
+        assert abs(real[name] - eager[name]) <= 0.02
+        assert abs(reference[name] - real[name]) <= 0.01

@@ -100,7 +100,8 @@ class RcnnNetwork(Caffe2Network):
             logits = heads.mask_head(heads.res5(pooled) if shared else pooled)
             found["mask_fcn_probs"] = logits.sigmoid()
         if getattr(heads, "keypoint_head", None) is not None:
-            found["kps_score"] = run_layers(heads.keypoint_head, pool(heads.keypoint_pooler, maps, kept))
+            pooled = pool(heads.keypoint_pooler, maps, kept)
+            found["kps_score"] = run_layers(heads.keypoint_head, pooled, of_regions=True)
         if hasattr(self.model, "sem_seg_head"):
             found["sem_seg"] = semantic_logits(self.model.sem_seg_head, features)
         return found
@@ -302,13 +303,13 @@ def semantic_logits(head: Any, features: dict[str, Tensor]) -> Tensor:
     return upsample_bilinear(total[0], head["predictor"].out_channels, int(head.common_stride))
 
 
-def run_layers(layers: Any, x: Tensor) -> Tensor:
+def run_layers(layers: Any, x: Tensor, *, of_regions: bool = False) -> Tensor:
     """Run layers one after the other, bilinear upsampling as :func:`upsample_bilinear`."""
     for layer in layers:
         if not isinstance(layer, nn.Upsample):
             x = layer(x)
         elif layer.mode == "bilinear" and not layer.align_corners and layer.scale_factor in {2.0, 4.0}:
-            x = upsample_bilinear(x, int(x.shape[1]), int(layer.scale_factor))
+            x = upsample_bilinear(x, int(x.shape[1]), int(layer.scale_factor), of_regions=of_regions)
         else:
             raise Failure("unsupported.operator", f"Caffe2 has no counterpart of {layer}")
     return x
