@@ -110,32 +110,57 @@ def test_both_executors_agree_on_a_net(exported: Any, demo_zoo: Path, caffe2_run
 
 
 @pytest.mark.parametrize(
-    ("name", "setting", "value"),
+    ("name", "setting", "value", "options"),
     [
-        (KEYPOINTS, "score_thresh", 1.5),
-        (KEYPOINTS, "min_size", 1e6),
-        (PANOPTIC, "score_thresh", 1.5),
-        (PANOPTIC, "min_size", 1e6),
+        (KEYPOINTS, "score_thresh", 1.5, {}),
+        (KEYPOINTS, "min_size", 1e6, {}),
+        (KEYPOINTS, "score_thresh", 1.5, {"heatmap_max": True}),
+        (PANOPTIC, "score_thresh", 1.5, {}),
+        (PANOPTIC, "min_size", 1e6, {}),
     ],
 )
 def test_an_image_without_detections_or_even_proposals_is_no_trouble(
-    name: str, setting: str, value: float, tmp_path: Path, caffe2_runtime: RealRuntime
+    name: str,
+    setting: str,
+    value: float,
+    options: dict[str, Any],
+    tmp_path: Path,
+    caffe2_runtime: RealRuntime,
 ) -> None:
     """The runtime's operators do other things than torch's where there is nothing to compute on."""
     model: Any = build_for_export(name, tiny=True)
     (part,) = [module for module in model.modules() if hasattr(module, setting)]
     setattr(part, setting, value)
     exporter = formats.get("caffe2")
-    exporter.requires(config_of(name, TINY), {})
-    exporter.export(model, {"image": torch.zeros(3, 64, 64)}, [], tmp_path, {})
+    exporter.requires(config_of(name, TINY), options)
+    exporter.export(model, {"image": torch.zeros(3, 64, 64)}, [], tmp_path, options)
     image = inputs_of(name, 96, 128)["image"]
-    wanted = eager_predictor(model)(image.numpy())
+    inputs = {"image": image.numpy()}
+    _, wanted = exporter.expected(inputs, eager_predictor(model)(**inputs), options)
     assert len(wanted["scores"]) == 0
     nets = read_nets(tmp_path)
     for executor in (caffe2_runtime, ReferenceExecutor()):
         found = Caffe2Predictor(executor.load(nets), nets.predict, sorted(wanted))(image.numpy())
-        sample = Sample("a picture", {"image": image.numpy()}, wanted)
-        compare_outputs(sample, found, exporter.tolerance({}))
+        compare_outputs(Sample("a picture", inputs, wanted), found, exporter.tolerance(options))
+
+
+def test_keypoints_that_a_net_finds_are_the_same_on_both_executors(
+    exported: Any, demo_zoo: Path, caffe2_runtime: RealRuntime, tmp_path: Path
+) -> None:
+    """What the operator finds in the eager model's heatmaps is what the whole net finds."""
+    model, config, _ = exported("keypoint_rcnn_fpn")
+    exporter, options = formats.get("caffe2"), {"heatmap_max": True}
+    exporter.requires(config, options)
+    exporter.export(model, {"image": torch.zeros(3, 64, 64)}, [], tmp_path, options)
+    nets = read_nets(tmp_path)
+    for executor in (caffe2_runtime, ReferenceExecutor()):
+        loaded = executor.load(nets)
+        for image in pictures(demo_zoo, config):
+            inputs = {"image": image}
+            _, wanted = exporter.expected(inputs, eager_predictor(model)(image), options)
+            assert wanted["pred_keypoints"].size
+            found = Caffe2Predictor(loaded, nets.predict, sorted(wanted))(image)
+            compare_outputs(Sample("a picture", inputs, wanted), found, exporter.tolerance(options))
 
 
 def test_both_executors_have_the_eager_models_ap(

@@ -54,6 +54,7 @@ class FormatInfo:
         options: option name -> what it does and its default.
         call: how the artifact is called, for model.json.
         tools: packages besides torch and torchvision whose versions make a difference to the artifact.
+        runtimes: what can run the artifacts, where there is a choice; the option ``runtime`` names one.
     """
 
     name: str
@@ -64,6 +65,11 @@ class FormatInfo:
     tools: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     tolerance: Tolerance = Tolerance()
+    runtimes: tuple[str, ...] = ()
+
+
+RUNTIME = "runtime"
+"""The option of formats with ``runtimes``: what an artifact is verified with. The artifact is the same."""
 
 
 class Format(ABC):
@@ -71,6 +77,7 @@ class Format(ABC):
 
     Attributes:
         remarks: what the user should know of the last export, one line each.
+        runtime: what runs the artifact that was loaded last, "" where there is no choice.
         inner_parts_are_called: see :meth:`inner_outputs`.
     """
 
@@ -79,12 +86,13 @@ class Format(ABC):
 
     def __init__(self) -> None:
         self.remarks: list[str] = []
+        self.runtime = ""
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse options that the format does not have.
 
         Raises:
-            Failure: ``export.option`` naming the option.
+            Failure: ``export.option`` naming the option, or a runtime that the format does not have.
         """
         for name in options:
             if name not in self.info.options:
@@ -95,6 +103,14 @@ class Format(ABC):
                     stage=Stage.PLAN,
                     hint=f"its options: {known}",
                 )
+        runtime = options.get(RUNTIME)
+        if runtime is not None and runtime not in self.info.runtimes:
+            raise Failure(
+                "export.option",
+                f"format {self.info.name} has no runtime {runtime!r}",
+                stage=Stage.PLAN,
+                hint=f"its runtimes: {', '.join(self.info.runtimes)}",
+            )
 
     def requires(self, config: Config, options: Mapping[str, Any]) -> None:
         """Refuse a model that the format cannot express, before any work is done.

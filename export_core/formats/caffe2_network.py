@@ -43,6 +43,7 @@ class Caffe2Network(nn.Module):
 
     Attributes:
         names: of the outputs, in their order; known once it has run.
+        heatmap_max: whether keypoints are found here, and not in the heatmaps by a consumer.
     """
 
     pixel_mean: Tensor
@@ -52,6 +53,7 @@ class Caffe2Network(nn.Module):
         super().__init__()
         self.model = model
         self.names: tuple[str, ...] = ()
+        self.heatmap_max = False
         normalizer = model.normalizer
         self.register_buffer("pixel_mean", normalizer.mean[None].clone(), persistent=False)
         self.register_buffer("pixel_std", normalizer.std[None].clone(), persistent=False)
@@ -101,7 +103,11 @@ class RcnnNetwork(Caffe2Network):
             found["mask_fcn_probs"] = logits.sigmoid()
         if getattr(heads, "keypoint_head", None) is not None:
             pooled = pool(heads.keypoint_pooler, maps, kept)
-            found["kps_score"] = run_layers(heads.keypoint_head, pooled, of_regions=True)
+            heatmaps = run_layers(heads.keypoint_head, pooled, of_regions=True)
+            if self.heatmap_max:
+                found["keypoints_out"] = highest_points(heatmaps, kept)
+            else:
+                found["kps_score"] = heatmaps
         if hasattr(self.model, "sem_seg_head"):
             found["sem_seg"] = semantic_logits(self.model.sem_seg_head, features)
         return found
@@ -289,6 +295,12 @@ def select(selector: Any, boxes: Tensor, scores: Tensor, *, agnostic: bool) -> O
     shapes = [[1], [1, 4], [1], [1], [1], [1]]
     found = record("BoxWithNMSLimit", [scores, boxes], shapes, arguments)
     return {"bbox_nms": found[1], "score_nms": found[0], "class_nms": found[2]}
+
+
+def highest_points(heatmaps: Tensor, boxes: Tensor) -> Tensor:
+    """Return (N, 4, K): x, y, logit and probability of each keypoint, from logits (N, K, S, S) and (N, 4)."""
+    shape = [1, 4, int(heatmaps.shape[1])]
+    return record("HeatmapMaxKeypoint", [heatmaps, boxes], [shape], {"should_output_softmax": 1})[0]
 
 
 def semantic_logits(head: Any, features: dict[str, Tensor]) -> Tensor:
