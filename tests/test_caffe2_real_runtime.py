@@ -172,7 +172,7 @@ def test_both_executors_have_the_eager_models_ap(
     dataset = load_dataset(DatasetSource("val", annotations, demo_zoo / "data" / "val", EVALUATED))
     nets = read_nets(directory)
     fields = ["pred_boxes", "pred_classes", "pred_keypoint_heatmaps", "pred_keypoints", "scores"]
-    predictors = [
+    predictors: list[Any] = [
         eager_predictor(model),
         *(
             Caffe2Predictor(executor.load(nets), nets.predict, fields)

@@ -103,13 +103,22 @@ class Format(ABC):
                     stage=Stage.PLAN,
                     hint=f"its options: {known}",
                 )
-        runtime = options.get(RUNTIME)
-        if runtime is not None and runtime not in self.info.runtimes:
+        if options.get(RUNTIME) is not None:
+            self.check_runtime(options[RUNTIME])
+
+    def check_runtime(self, name: Any) -> None:
+        """Refuse a runtime that cannot run the format's artifacts.
+
+        Raises:
+            Failure: ``export.option``.
+        """
+        if name not in self.info.runtimes:
+            known = ", ".join(self.info.runtimes)
             raise Failure(
                 "export.option",
-                f"format {self.info.name} has no runtime {runtime!r}",
+                f"format {self.info.name} has no runtime {name!r}",
                 stage=Stage.PLAN,
-                hint=f"its runtimes: {', '.join(self.info.runtimes)}",
+                hint=f"its runtimes: {known}" if known else "its artifacts are run in one way only",
             )
 
     def requires(self, config: Config, options: Mapping[str, Any]) -> None:

@@ -102,11 +102,11 @@ def highest_points(heatmaps: Array, boxes: Array) -> Array:
     from zooport.export_core.caffe2.reference.regions import heatmap_keypoints
     from zooport.export_core.caffe2.reference.registry import Call
 
-    operator = make_operator(
-        "HeatmapMaxKeypoint", ["maps", "boxes"], ["points"], {"should_output_softmax": 1}
-    )
+    arguments = {"should_output_softmax": 1}
+    operator = make_operator("HeatmapMaxKeypoint", ["maps", "boxes"], ["points"], arguments)
     inputs = [torch.from_numpy(heatmaps), torch.from_numpy(boxes)]
-    return _as_keypoints(heatmap_keypoints(Call.of(operator, inputs)).numpy())
+    points: Any = heatmap_keypoints(Call.of(operator, inputs))
+    return _as_keypoints(points.numpy())
 
 
 def _as_keypoints(points: Array) -> Array:
