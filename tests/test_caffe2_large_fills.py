@@ -14,9 +14,7 @@ from zooport.export_core.caffe2.arguments import make_fill, make_operator
 from zooport.export_core.caffe2.large_fills import fill_bytes, varint, without_large_fills
 from zooport.export_core.caffe2.net_files import (
     INIT_FILE,
-    PREDICT_FILE,
     Nets,
-    read_net,
     read_nets,
     write_nets,
 )
