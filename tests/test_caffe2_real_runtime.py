@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from zooport.export_core.checkpoints import read_weights
 from zooport.export_core.config import load_config
 from zooport.export_core.evaluation import compute_metrics, load_dataset, predict_images
 from zooport.export_core.evaluation.images import read_image, resize_shortest_edge
+from zooport.export_core.failures import Failure
 from zooport.export_core.formats.caffe2_results import Caffe2Predictor, padded
 from zooport.export_core.modeling.build import load_model
 from zooport.export_core.pipeline import eager_predictor
@@ -187,3 +190,44 @@ def test_both_executors_have_the_eager_models_ap(
         assert eager[name] > 10
         assert abs(real[name] - eager[name]) <= 0.02
         assert abs(reference[name] - real[name]) <= 0.01
+
+
+def test_an_image_that_was_not_padded_is_refused_by_both_executors(
+    exported: Any, caffe2_runtime: RealRuntime
+) -> None:
+    """Feature maps of such a size do not fit together; zooport's own loader pads."""
+    _, _, directory = exported("mask_rcnn_fpn")
+    nets = read_nets(directory)
+    data = np.full((1, 3, 75, 133), 114.0, np.float32)
+    inputs = {"data": data, "im_info": np.array([[75, 133, 1]], np.float32)}
+    for executor in (caffe2_runtime, ReferenceExecutor()):
+        with pytest.raises(Failure) as caught:
+            executor.load(nets).run(inputs)
+        assert caught.value.code == "artifact.unloadable"
+        assert caught.value.details["operator"] == "Add"
+
+
+def test_a_runtime_that_dies_in_the_middle_of_an_evaluation_is_told(
+    exported: Any, demo_zoo: Path, caffe2_python: Path
+) -> None:
+    _, config, directory = exported("retinanet_fpn")
+    annotations = demo_zoo / "data" / "annotations" / "instances_val.json"
+    dataset = load_dataset(DatasetSource("val", annotations, demo_zoo / "data" / "val", 4))
+    nets = read_nets(directory)
+    with RealRuntime(caffe2_python) as runtime:
+        predictor = Caffe2Predictor(
+            runtime.load(nets), nets.predict, ["pred_boxes", "pred_classes", "scores"]
+        )
+        done: list[Any] = []
+
+        def dying(image: np.ndarray[Any, Any]) -> Any:
+            if len(done) == 2:
+                os.kill(runtime.pid, signal.SIGSEGV)
+            done.append(predictor(image))
+            return done[-1]
+
+        with pytest.raises(Failure, match=r"Caffe2 runtime: .*SIGSEGV") as caught:
+            predict_images(dying, dataset, config)
+    assert len(done) == 2
+    assert caught.value.code == "worker.crashed"
+    assert "it said: " in caught.value.message
