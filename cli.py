@@ -86,7 +86,14 @@ FailFastOption = Annotated[
     bool,
     typer.Option("--fail-fast/--keep-going", help="Start nothing more after the first failure."),
 ]
-
+RuntimeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What verifies artifacts where there is a choice: caffe2 or reference, of caffe2 artifacts.",
+        show_default=False,
+    ),
+]
 ImportsOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -360,6 +367,7 @@ def submit(
     dry_run: DryRunOption = False,
     fail_fast: FailFastOption = False,
     imports: ImportsOption = None,
+    runtime: RuntimeOption = None,
     runtime_env: Annotated[
         Path | None,
         typer.Option(
@@ -405,6 +413,7 @@ def submit(
         imports=tuple(imports or ()),
         deadlines=deadlines.stages,
         retries=retries,
+        runtime=runtime,
     )
     return submission.submit(manifest, request, output)
 
@@ -569,6 +578,7 @@ def export(
         typer.Option("--memory", metavar="SIZE", help="Stop a process that holds more, such as 6GiB."),
     ] = None,
     imports: ImportsOption = None,
+    runtime: RuntimeOption = None,
     result: ResultOption = OutputFormat.TABLE,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY VALUE", help="Config overrides.")
@@ -603,6 +613,7 @@ def export(
         semantic_masks=semantic_masks,
         tolerance=tuple(tolerance or ()),
         dataset=dataset,
+        runtime=runtime,
     )
     return export_one(order, result)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zooport.export_core.artifacts import DESCRIPTION
 from zooport.export_core.extensions import describe as describe_extensions
+from zooport.export_core.formats.base import RUNTIME
 from zooport.export_core.outputs import describe_outputs
 from zooport.export_core.vocabulary import describe_vocabulary
 
@@ -111,6 +112,15 @@ def write_description(description: Mapping[str, Any], directory: Path) -> None:
     """Write model.json into an artifact's directory."""
     text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
     (directory / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+
+
+def verified_by(directory: Path) -> str:
+    """Return what ran the artifact when it was verified, "" where there is no choice or no model.json."""
+    try:
+        verification = read_description(directory)["verification"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    return str(verification.get(RUNTIME, ""))
 
 
 def read_description(directory: Path) -> dict[str, Any]:

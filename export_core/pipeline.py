@@ -22,7 +22,7 @@ from zooport.export_core.description import describe_model, read_description, wr
 from zooport.export_core.evaluation import open_image_cache
 from zooport.export_core.evaluation.costs import Costs, Stopwatch, size_of
 from zooport.export_core.failures import Failure, Stage
-from zooport.export_core.formats.base import AnyPredictor, Array, as_arrays
+from zooport.export_core.formats.base import RUNTIME, AnyPredictor, Array, as_arrays
 from zooport.export_core.samples import Sample, find_samples, made_up_inputs
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.export_core.verification import verify
@@ -131,8 +131,10 @@ def verify_stage(staging: Path, dataset: DatasetSource | None, report: Report) -
     try:
         deviations = verify(predictor, expected, exporter.tolerance(options))
     except Failure as failure:
+        if exporter.runtime:
+            failure.details[RUNTIME] = exporter.runtime
         raise exporter.explain(failure, description["notes"]) from failure
-    description["verification"] = {
+    description["verification"] = ({RUNTIME: exporter.runtime} if exporter.runtime else {}) | {
         "samples": [_describe_sample(sample) for sample in samples],
         "largest_deviation_from_eager": deviations,
     }

@@ -16,9 +16,9 @@ from zooport.export_core import formats
 from zooport.export_core.artifacts import DESCRIPTION, file_sha256
 from zooport.export_core.diagnosis import disk_failure, one_line
 from zooport.export_core.failures import Failure, Stage
-from zooport.export_core.formats.base import AnyPredictor, Array
+from zooport.export_core.formats.base import RUNTIME, AnyPredictor, Array
 from zooport.export_core.outputs import FIELDS
-from zooport.export_core.samples import made_up_inputs
+from zooport.export_core.samples import MADE_UP_INPUTS, made_up_inputs
 from zooport.export_core.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 Report = Callable[[Stage], None]
 
 NEWEST_SCHEMA = 1
-OF_THE_FRAME = ("image", "height", "width")
 NUMBERED = "category ids are the model's own class numbers, from 0 on: it was exported without a dataset"
 
 
@@ -125,6 +124,7 @@ class Artifact:
         description: content of model.json.
         format: the one that made it.
         vocabulary: names of classes and labels.
+        made_up: what the model takes besides the image.
     """
 
     def __init__(self, directory: Path, description: Mapping[str, Any]) -> None:
@@ -134,7 +134,8 @@ class Artifact:
             self.name: str = description["name"]
             self.vocabulary = Vocabulary.from_description(description)
             self.options: Mapping[str, Any] = description["options"]
-            self.inputs = [entry["name"] for entry in description["inputs"]]
+            inputs = [entry["name"] for entry in description["inputs"]]
+            self.made_up = tuple(name for name in inputs if name in MADE_UP_INPUTS)
             outputs = [entry["name"] for entry in description["outputs"]]
             self.fields: list[str] = description.get("fields") or [name for name in outputs if name in FIELDS]
             self.files: Mapping[str, str] = description.get("files") or {}
@@ -197,26 +198,35 @@ class Artifact:
                     details={"expected": digest, "found": found},
                 )
 
-    def load(self) -> AnyPredictor:
+    def load(self, runtime: str | None = None) -> AnyPredictor:
         """Return the artifact as a function of the image, and of height and width where it takes them.
 
+        Its attribute ``close``, where it has one, ends what runs it.
+
+        Args:
+            runtime: of formats where there is a choice; None takes what there is, not what verified it.
+
         Raises:
-            Failure: ``artifact.unloadable``, ``dependency.missing``.
+            Failure: ``artifact.unloadable``, ``dependency.missing``, ``export.option``.
         """
+        options = {name: value for name, value in self.options.items() if name != RUNTIME}
+        if runtime is not None:
+            self.format.check_runtime(runtime)
+            options[RUNTIME] = runtime
         try:
-            predictor = self.format.load(self.directory, self.fields, self.options)
+            predictor = self.format.load(self.directory, self.fields, options)
         except ImportError as error:
             raise self._lacks(error) from error
         except Failure as failure:
             if isinstance(failure.__cause__, ImportError):
                 raise self._lacks(failure.__cause__) from failure
             raise failure.at(Stage.LOAD) from None
-        more = tuple(name for name in self.inputs if name not in OF_THE_FRAME)
 
         def predict(image: Array, **frame: Array) -> dict[str, Array]:
-            return predictor(image, **made_up_inputs(image, more), **frame)
+            return predictor(image, **made_up_inputs(image, self.made_up), **frame)
 
         predict.in_image_frame = getattr(predictor, "in_image_frame", False)  # type: ignore[attr-defined]
+        predict.close = getattr(predictor, "close", None)  # type: ignore[attr-defined]
         return predict
 
     def prepare(self, path: Path) -> Prepared:
@@ -225,20 +235,30 @@ class Artifact:
         Raises:
             Failure: ``dataset.invalid`` naming the file.
         """
-        from zooport.export_core.evaluation import read_image, resize_shortest_edge
+        from zooport.export_core.evaluation import read_image
 
-        original = read_image(path, "RGB")
+        return self.prepare_pixels(read_image(path, "RGB"), f"image {path}")
+
+    def prepare_pixels(self, original: Picture, name: str) -> Prepared:
+        """Make of an image, uint8 (H, W, 3), RGB, what the artifact takes; ``name`` is for messages.
+
+        Raises:
+            Failure: ``dataset.invalid``.
+        """
+        from PIL import Image
+
+        from zooport.export_core.evaluation import resize_shortest_edge
+        from zooport.export_core.evaluation.images import pixels_of
+
         pixels = original
         if self.channel_order != "RGB":
-            pixels = (
-                original[:, :, ::-1] if self.channel_order == "BGR" else read_image(path, self.channel_order)
-            )
+            pixels = pixels_of(Image.fromarray(original), self.channel_order)
         if self.resize is not None:
             sides = self.resize["shortest_edge"], self.resize["longest_edge"]
             try:
                 pixels = resize_shortest_edge(pixels, *sides)
             except Failure as failure:
-                raise Failure(failure.code, f"image {path}: {failure.message}") from failure
+                raise Failure(failure.code, f"{name}: {failure.message}") from failure
         return Prepared(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32), original)
 
     def find(self, predictor: AnyPredictor, prepared: Prepared, name: str) -> list[Finding]:
@@ -271,9 +291,8 @@ class Artifact:
         named = self.vocabulary.labels if self.fields == ["sem_seg"] else self.vocabulary.classes
         if named is None and "proposal_boxes" not in self.fields:
             notes.append(NUMBERED)
-        made_up = [name for name in self.inputs if name not in OF_THE_FRAME]
-        if made_up:
-            notes.append(f"{', '.join(made_up)} were made up: the model takes them besides the image")
+        if self.made_up:
+            notes.append(f"{', '.join(self.made_up)} were made up: the model takes them besides the image")
         return notes
 
     def _lacks(self, error: ImportError) -> Failure:

@@ -18,7 +18,7 @@ from zooport.export_core.description import read_description
 from zooport.export_core.evaluation.costs import Costs, Stopwatch, joined, size_of
 from zooport.export_core.evaluation.prediction_files import read_predictions, write_predictions
 from zooport.export_core.failures import Stage
-from zooport.export_core.formats.base import AnyPredictor
+from zooport.export_core.formats.base import RUNTIME, AnyPredictor
 from zooport.export_core.pipeline import (
     Report,
     eager_predictor,
@@ -108,8 +108,11 @@ def _opened(subject: Subject) -> Iterator[tuple[AnyPredictor, Config, Stopwatch,
     description = read_description(subject)
     config, fields, samples = take_over(subject)
     exporter = formats.get(description["format"])
+    options = dict(description["options"])
+    if RUNTIME in description.get("verification", {}):  # all parts are judged on the one that verified it
+        options[RUNTIME] = description["verification"][RUNTIME]
     begun = time.perf_counter()
-    stopwatch = Stopwatch(exporter.load(subject, fields, description["options"]))
+    stopwatch = Stopwatch(exporter.load(subject, fields, options))
     load = time.perf_counter() - begun
     extra_inputs = tuple(name for name in samples[0].inputs if name != "image")
     yield predictor_of_images(stopwatch, extra_inputs), config, stopwatch, load

@@ -6,16 +6,20 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from zooport.export_core import demo
 from zooport.export_core.failures import Failure
 from zooport.jobs.output import print_text
+from zooport.jobs.registry import open_registry
+from zooport.jobs.registry.records import ExportFilter, ExportRow
 from zooport.jobs.submission import Request, submit
+from zooport.jobs.values import Status
 
 
 def run_demo(output: Path) -> int:
-    """Export the demo zoo into a folder of the user's and print the table.
+    """Export the demo zoo into a folder of the user's, print the table, and explain refusals in it.
 
     The zoo itself is read where it is installed, which may be read-only; a second call finds everything done.
 
@@ -23,7 +27,7 @@ def run_demo(output: Path) -> int:
         output: folder of the artifacts and the registry; made when it is not there.
 
     Returns:
-        The exit code of the run.
+        The exit code of the run: 0 where nothing failed; what is unsupported has not failed.
 
     Raises:
         Failure: ``resource.disk`` when the folder cannot be made, and what a submission raises.
@@ -38,8 +42,21 @@ def run_demo(output: Path) -> int:
         ) from error
     registry = output / "zooport.db"
     exit_code = submit(demo.MANIFEST, Request(registry=str(registry)), output / "artifacts")
-    print_text("\n" + next_steps(registry))
+    with open_registry(str(registry), create=False) as opened:
+        refused = opened.exports(ExportFilter(statuses=(str(Status.UNSUPPORTED),)))
+    print_text("\n" + "\n\n".join(filter(None, (explanation(refused), next_steps(registry)))))
     return exit_code
+
+
+def explanation(refused: Sequence[ExportRow]) -> str:
+    """Return what refusals in the table mean, for somebody who sees them for the first time; "" for none."""
+    if not refused:
+        return ""
+    names = ", ".join(f"{row.model} in {row.format}" for row in refused)
+    return (
+        f"unsupported, {names}: no failure, but an answer.\n"
+        "A format that cannot express a model says so before any work, and names the config key."
+    )
 
 
 def next_steps(registry: Path) -> str:

@@ -49,6 +49,7 @@ class Order:
         limit, panoptic, panoptic_masks, semantic_masks: of the dataset, as in a manifest.
         tolerance: NAME=POINTS, as in a manifest.
         dataset: in place of its parts, a name of detectron2's or the keys of a manifest's dataset, in YAML.
+        runtime: what verifies the artifact, of formats where there is a choice.
     """
 
     config: Path
@@ -72,6 +73,7 @@ class Order:
     semantic_masks: Path | None = None
     tolerance: Sequence[str] = ()
     dataset: str | None = None
+    runtime: str | None = None
 
 
 def export_one(
@@ -107,7 +109,12 @@ def _target(order: Order) -> ExportTarget:
     from zooport.export_core import formats
     from zooport.export_core.checkpoints.fetch import cache_path, is_url
 
-    formats.get(order.format)  # an unknown name is refused before anything is fetched or started
+    # An unknown name is refused before anything is fetched or started.
+    exporter = formats.get(order.format)
+    chosen = {}
+    if order.runtime is not None:
+        exporter.check_runtime(order.runtime)
+        chosen[formats.RUNTIME] = order.runtime
     addresses: dict[Path, str] = {}
     weights = Path(order.weights).expanduser().absolute()
     if is_url(order.weights):
@@ -123,7 +130,7 @@ def _target(order: Order) -> ExportTarget:
     target = ExportTarget(
         checkpoint,
         order.format,
-        options={key: _yaml(value) for key, value in options.items()},
+        options={key: _yaml(value) for key, value in options.items()} | chosen,
         dataset=_dataset(order),
         sample_image=_absolute(order.sample_image),
         tolerance=points,
@@ -329,6 +336,7 @@ def _row(job: ExportJob, verdict: Verdict) -> dict[str, Any]:
         "main_file": None if artifact is None else artifact.main_file,
         "sha256": None if artifact is None else artifact.sha256,
         "bytes": None if artifact is None else artifact.size,
+        "runtime": None if artifact is None else artifact.runtime or None,
         "metrics": {name: delta.to_dict() for name, delta in verdict.deltas.items()},
         "drift": verdict.result.drift,
         "seconds": verdict.result.seconds,
@@ -360,7 +368,8 @@ def _page(job: ExportJob, verdict: Verdict) -> RenderableType:
         parts.append(Text.assemble("log: ", cell(job.log)))
     else:
         compared = "" if verdict.deltas else ", not evaluated: give --run-eval with a dataset to compare AP"
-        parts.append(Text.assemble(("verified", "green"), compared))
+        runtime = f" on {artifact.runtime}" if artifact is not None and artifact.runtime else ""
+        parts.append(Text.assemble(("verified", "green"), runtime, compared))
     parts += [cell(note, "dim") for note in verdict.result.notes]
     if artifact is not None:
         parts.append(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zooport.export_core import formats
 from zooport.export_core.extensions import locate
 from zooport.export_core.failures import Failure
 from zooport.export_core.places import Place, output_place
@@ -50,6 +51,7 @@ class Request:
         imports: extensions besides those of the manifest or of the failed jobs, by name or path.
         deadlines: seconds per stage, in place of what the manifest says of the same stages.
         retries: how often what may pass by itself is tried again, in place of what the manifest says.
+        runtime: what verifies artifacts of the formats that have it, in place of what the manifest says.
     """
 
     registry: str | None = None
@@ -61,6 +63,7 @@ class Request:
     imports: tuple[str, ...] = ()
     deadlines: Mapping[str, float] = field(default_factory=dict)
     retries: int | None = None
+    runtime: str | None = None
 
 
 @dataclass(frozen=True)
@@ -190,9 +193,32 @@ def _recover(registry: Registry) -> None:
 
 
 def _as_asked(targets: Sequence[ExportTarget], request: Request) -> list[ExportTarget]:
-    """Return the targets with the extensions and the limits that the command line adds to their own."""
+    """Return the targets with what the command line adds to their own: extensions, limits, a runtime."""
     added = [locate(name, Path.cwd()) for name in request.imports]
-    return [_with_limits(_with_imports(target, added), request) for target in targets]
+    asked = [_with_limits(_with_imports(target, added), request) for target in targets]
+    return asked if request.runtime is None else _with_runtime(asked, request.runtime)
+
+
+def _with_runtime(targets: Sequence[ExportTarget], runtime: str) -> list[ExportTarget]:
+    """Return the targets, those of a format that has the runtime with it.
+
+    Raises:
+        Failure: ``export.option`` when there are none.
+    """
+    having = {info.name for info in formats.describe() if runtime in info.runtimes}
+    if not any(target.format in having for target in targets):
+        some = {name: info.name for info in formats.describe() for name in info.runtimes}
+        raise Failure(
+            "export.option",
+            f"--runtime {runtime}: no format of the manifest has it",
+            hint=f"there are {', '.join(f'{name} of {form}' for name, form in some.items())}",
+        )
+    return [
+        replace(target, options={**target.options, formats.RUNTIME: runtime})
+        if target.format in having
+        else target
+        for target in targets
+    ]
 
 
 def _with_imports(target: ExportTarget, added: Sequence[str]) -> ExportTarget:

@@ -212,6 +212,8 @@ def _facts(detail: ExportDetail) -> Table:
         grid.add_row("", cell(f"{detail.artifact.main_file}, {size(detail.artifact.size)} in all"))
         for name, digest in sorted(detail.artifact.files.items()):
             grid.add_row("", cell(f"{name}  {digest}"))
+    if detail.runtime is not None:
+        grid.add_row("runtime", cell(f"verified on {detail.runtime}"))
     own = [attempt for attempt in detail.attempts if attempt.export == row.id]
     for attempt in own[:-1]:
         grid.add_row("log", cell(f"{attempt.log} (try {attempt.attempt})"))

@@ -174,13 +174,17 @@ class ExportJob:
 
 @dataclass(frozen=True)
 class ArtifactRecord:
-    """A published artifact: its directory, main file, sha256 of every file, and total bytes."""
+    """A published artifact: its directory, main file, sha256 of every file, and total bytes.
+
+    ``runtime`` is what verified it, of formats where there is a choice, "" of others.
+    """
 
     path: Place
     main_file: str
     sha256: str
     size: int
     files: Mapping[str, str] = field(default_factory=dict)
+    runtime: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zooport.export_core.artifacts import HANDOVER, VALUES, Published, publish, publish_remotely, staged
+from zooport.export_core.description import verified_by
 from zooport.export_core.diagnosis import diagnose, disk_failure, is_full
 from zooport.export_core.failures import Failure, FailureRecord, Stage
 from zooport.export_core.isolation import Cancellation, ForkServer, run_isolated
@@ -161,13 +162,14 @@ def values_beside(log: Place) -> Path | None:
 def publish_built(job: ExportJob, staging: Path, course: Course, permit: Permit) -> ArtifactRecord:
     """Publish what is in the staging directory."""
     course.enter(Stage.PUBLISH)
+    runtime = verified_by(staging)
     published: Published
     if isinstance(job.output, RemotePath):
         published = publish_remotely(staging, job.output, job.id, permit, course.run)
     else:
         published = publish(staging, job.output, permit)
     name = main_file(job.format)
-    return ArtifactRecord(job.output, name, published.files[name], published.size, published.files)
+    return ArtifactRecord(job.output, name, published.files[name], published.size, published.files, runtime)
 
 
 def with_disk(failure: Failure, staging: Path, output: Place) -> Failure:

@@ -147,7 +147,9 @@ def _shaping(cases: Cases) -> None:
     for shape in ([6, 4], [0, -1], [-1], [2, 0, 0], [-1, 2, 2], [5, 5], [-1, -1], [2, 3, 4, 0]):
         cases.add("Reshape", normal(2, 3, 4), 2, shape=shape)
     cases.add("Reshape", normal(0, 4), 2, shape=[-1, 4])
-    cases.add("Reshape", normal(0, 4), 2, shape=[0, 2, 2])
+    for shape in ([0, 2, 2], [-1, 1, 0, 0], [0, 0], [-1, 5], [3, -1, -1]):
+        cases.add("Reshape", normal(0, 4), 2, shape=shape)
+    cases.add("Reshape", normal(3, 0), 2, shape=[0, 5])
     cases.add("Reshape", followed_by(normal(2, 4), np.array([4, 2], I8)), 2)
     cases.add("Reshape", followed_by(normal(2, 4), np.array([4, 2], I4)), 2)
     for axis in range(5):
@@ -315,4 +317,6 @@ def _images(cases: Cases) -> None:
     cases.add("PadImage", normal(2, 3, 4, 5), pad_t=1, pad_l=2, pad_b=0, pad_r=1)
     cases.add("PadImage", normal(2, 3, 4, 5), pads=[1, 1, 1, 1], value=2.5)
     cases.add("PadImage", normal(2, 3, 4, 5), pads=[1, 2, 0, 1], mode="edge")
+    for empty in (normal(0, 3, 4, 5), normal(0, 3, 0, 0), normal(2, 0, 4, 5), normal(2, 3, 0, 5)):
+        cases.add("PadImage", empty, pads=[1, 1, 1, 1], mode="edge")
     cases.add("PadImage", normal(2, 3, 4, 5), pads=[1, 2, 0, 1], mode="reflect")

@@ -20,7 +20,8 @@ from zooport.jobs.manifest import load_manifest
 pytestmark = pytest.mark.alone
 
 RunZooport = Callable[..., CompletedProcess[str]]
-FORMATS = ["torchscript-trace", "torchscript-script", "onnx"]  # of all formats those that are quick to make
+FORMATS = ["torchscript-trace", "torchscript-script", "onnx", "caffe2", "tensorflow"]  # those that are quick to make
+UNSUPPORTED = {("mask_rcnn_dcn_fpn", "caffe2")}  # Caffe2 has no deformable convolution on the CPU
 MODELS = sorted(path.parent.name for path in demo.ZOO.glob("*/config.yaml"))
 
 
@@ -100,9 +101,13 @@ def test_every_model_is_verified_in_every_format(finished: tuple[Path, Completed
     assert done.returncode == 0, done.stdout + done.stderr
     for model in MODELS:
         assert model in done.stdout
-    expected = len(MODELS) * len(FORMATS)
-    assert done.stdout.count("verified") == expected
-    assert f"{expected} exports: {expected} succeeded" in done.stdout
+    every = len(MODELS) * len(FORMATS)
+    expected = every - len(UNSUPPORTED)
+    table = done.stdout.partition("\nnotes\n")[0]
+    assert table.count(" verified ") == expected
+    assert f"{every} exports: {expected} succeeded, {len(UNSUPPORTED)} unsupported" in done.stdout
+    assert "MODEL.RESNETS.DEFORM_ON_PER_STAGE" in table
+    assert "unsupported, mask_rcnn_dcn_fpn in caffe2: no failure" in done.stdout
 
 
 @pytest.mark.slow
@@ -115,7 +120,11 @@ def test_metrics_are_those_of_detectron2(
     listed = run_zooport("list", "--registry", "out/zooport.db", "-o", "json", cwd=folder)
     rows = json.loads(listed.stdout)
     assert len(rows) == len(MODELS) * len(FORMATS)
+    assert {(row["model"], row["format"]) for row in rows if row["status"] == "unsupported"} == UNSUPPORTED
     for row in rows:
+        if (row["model"], row["format"]) in UNSUPPORTED:
+            assert (row["code"], row["metrics"]) == ("unsupported.combination", {})
+            continue
         expected = detectron2_metrics[row["model"]]
         measured = row["metrics"]
         compared = [name for name in expected if name in measured and not math.isnan(expected[name])]
@@ -147,4 +156,4 @@ def test_a_second_demo_finds_everything_done(
     folder, _ = finished
     again = run_zooport("demo", "--output", "out", cwd=folder)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("cached") >= len(MODELS) * len(FORMATS)
+    assert again.stdout.count("cached") >= len(MODELS) * len(FORMATS) - len(UNSUPPORTED)

@@ -214,6 +214,60 @@ def test_a_retinanet_net_needs_nothing_but_itself(tmp_path: Path) -> None:
         torch.load = torch_load
 
 
+def test_a_net_may_find_keypoints_itself_near_where_the_eager_model_does(demo: Any, tmp_path: Path) -> None:
+    model, config, image = demo("keypoint_rcnn_fpn")
+    exporter, options = formats.get("caffe2"), {"heatmap_max": True}
+    exporter.requires(config, options)
+    exporter.export(model, {"image": image}, [], tmp_path, options)
+    assert list(read_nets(tmp_path).outputs) == ["bbox_nms", "score_nms", "class_nms", "keypoints_out"]
+    eager = run(model, image)
+    inputs = {"image": image.numpy()}
+    found = exporter.load(tmp_path, sorted(eager), options)(**inputs)
+    assert set(eager) - set(found) == {"pred_keypoint_heatmaps"}
+    _, wanted = exporter.expected(inputs, eager, options)
+    compare_outputs(Sample("sample", inputs, dict(wanted)), found, exporter.tolerance(options))
+    box = eager["pred_boxes"]
+    cell = (box[:, 2:] - box[:, :2]).max(1) / eager["pred_keypoint_heatmaps"].shape[-1]
+    apart = np.abs(found["pred_keypoints"] - eager["pred_keypoints"])[..., :2].max(-1) / cell[:, None]
+    assert 0.01 < np.median(apart) < 1, "between pixels, where the eager model's are on those of the box"
+    assert np.abs(found["pred_keypoints"] - eager["pred_keypoints"])[..., 2].mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "code", "word"),
+    [
+        (MASK, {"heatmap_max": True}, "unsupported.combination", "MODEL.KEYPOINT_ON"),
+        (MASK, {"heatmap_max": "yes"}, "export.option", "'yes'"),
+        (MASK, {"runtime": "torch"}, "export.option", "'torch'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    name: str, options: dict[str, Any], code: str, word: str
+) -> None:
+    with pytest.raises(Failure) as caught:
+        formats.get("caffe2").requires(config_of(name), options)
+    assert caught.value.code == code
+    assert word in caught.value.message
+
+
+def test_a_runtime_that_is_not_here_is_missed_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZOOPORT_CACHE", str(tmp_path))
+    with pytest.raises(Failure) as caught:
+        formats.get("caffe2").requires(config_of(MASK), {"runtime": "caffe2"})
+    assert caught.value.code == "dependency.missing"
+    assert "zooport runtime install caffe2" in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_a_variable_that_names_no_runtime_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(build_for_export(MASK, tiny=True), tiny_config(MASK), tmp_path)
+    monkeypatch.setenv(EXECUTOR, "tensorrt")
+    with pytest.raises(Failure, match="ZOOPORT_CAFFE2_RUNTIME=tensorrt") as caught:
+        formats.get("caffe2").load(tmp_path, ["scores"], {})
+    assert caught.value.code == "export.option"
+
+
 @pytest.mark.parametrize(
     ("name", "key"),
     [

@@ -13,8 +13,8 @@ from zooport.export_core.caffe2.schema import Argument, OperatorDef
 Value = bool | int | float | str | bytes | Sequence[int] | Sequence[float] | Sequence[str] | NDArray[Any]
 
 # Argument.floats is not packed: each number is a byte that names the field (5, 32 bits), and four of its own.
-_RECORD = np.dtype([("tag", "u1"), ("value", "<f4")])
-_TAG = 5 << 3 | 5
+FLOAT_RECORD = np.dtype([("tag", "u1"), ("value", "<f4")])
+FLOAT_TAG = 5 << 3 | 5
 
 
 def make_argument(name: str, value: Value) -> Any:
@@ -117,8 +117,8 @@ def make_fill(name: str, array: NDArray[Any]) -> Any:
 
 def add_floats(argument: Any, array: NDArray[Any]) -> None:
     """Append an array to an argument's floats, in C order, without a Python object per number."""
-    records = np.empty(array.size, _RECORD)
-    records["tag"] = _TAG
+    records = np.empty(array.size, FLOAT_RECORD)
+    records["tag"] = FLOAT_TAG
     records["value"] = array.reshape(-1)
     argument.MergeFromString(records.tobytes())
 
@@ -127,5 +127,5 @@ def floats_of(argument: Any) -> NDArray[np.float32]:
     """Return an argument's floats as float32 (N,), without a Python object per number."""
     alone = Argument()
     alone.floats.MergeFrom(argument.floats)
-    records = np.frombuffer(alone.SerializeToString(), _RECORD)
+    records = np.frombuffer(alone.SerializeToString(), FLOAT_RECORD)
     return np.array(records["value"], np.float32)  # a copy without gaps, and writable

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from zooport.export_core.caffe2.arguments import make_fill
+from zooport.export_core.caffe2.large_fills import fill_bytes, varint, without_large_fills
 from zooport.export_core.caffe2.schema import NetDef, OperatorDef
 from zooport.export_core.diagnosis import disk_failure, one_line
 from zooport.export_core.failures import Failure, Stage
@@ -35,11 +37,13 @@ class Nets:
         predict: run for every image.
         init: run once; has no inputs.
         inputs: external inputs of ``predict`` that a consumer feeds.
+        large: blob -> float32 array that the fill in ``init`` with no values makes: from the mapped file.
     """
 
     predict: Any
     init: Any
     inputs: tuple[str, ...] = INPUTS
+    large: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -58,8 +62,9 @@ def read_nets(directory: Path, inputs: Sequence[str] = INPUTS) -> Nets:
         Failure: ``artifact.unloadable`` naming the file, and the operator or blob, if a file is missing,
             truncated or no NetDef, or if the nets do not fit together.
     """
-    predict, init = (read_net(directory / name) for name in (PREDICT_FILE, INIT_FILE))
-    nets = Nets(predict, init, tuple(name for name in predict.external_input if name in inputs))
+    predict = read_net(directory / PREDICT_FILE)
+    init, large = _read_init(directory / INIT_FILE)
+    nets = Nets(predict, init, tuple(name for name in predict.external_input if name in inputs), large)
     check_nets(nets, directory)
     return nets
 
@@ -75,6 +80,19 @@ def read_net(path: Path) -> Any:
     except OSError as error:
         raise _unloadable(path, error.strerror or one_line(error)) from error
     return parse_net(data, path)
+
+
+def _read_init(path: Path) -> tuple[Any, dict[str, NDArray[Any]]]:
+    """Read an init net, the values of large parameters as arrays; raises as :func:`read_net`."""
+    try:
+        with path.open("rb") as file:
+            data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError:  # an empty file
+        data = b""
+    except OSError as error:
+        raise _unloadable(path, error.strerror or one_line(error)) from error
+    rest, large = without_large_fills(data)
+    return parse_net(rest, path), large
 
 
 def parse_net(data: bytes, source: Path | str) -> Any:
@@ -129,6 +147,15 @@ def _run_through(net: Any, present: set[str], source: str) -> set[str]:
     return present
 
 
+def without_large(nets: Nets) -> Any:
+    """Return the init net without the fills whose values are in ``nets.large``."""
+    if not nets.large:
+        return nets.init
+    rest = NetDef(name=nets.init.name)
+    rest.op.extend(one for one in nets.init.op if not set(one.output) & set(nets.large))
+    return rest
+
+
 def check_inputs(nets: Nets, inputs: Mapping[str, NDArray[Any]]) -> None:
     """Raise ``artifact.unloadable`` for an input that the nets take and the caller does not give."""
     for name in nets.inputs:
@@ -157,25 +184,19 @@ def write_nets(directory: Path, predict: Any, parameters: Mapping[str, NDArray[A
         raise disk_failure(error, Stage.EXPORT, directory) from error
 
 
-def _init_net(name: str, parameters: Mapping[str, NDArray[Any]]) -> Iterable[bytes]:
-    """Yield a serialised NetDef in parts, so that no two parameters are in memory at once."""
+def _init_net(name: str, parameters: Mapping[str, NDArray[Any]]) -> Iterable[bytes | memoryview]:
+    """Yield a serialised NetDef in parts, so that no parameter is in memory once more."""
     encoded = name.encode()
-    yield bytes([_NAME_TAG]) + _varint(len(encoded)) + encoded
+    yield bytes([_NAME_TAG]) + varint(len(encoded)) + encoded
     for blob, array in parameters.items():
-        operator = make_fill(blob, array).SerializeToString(deterministic=True)
-        yield bytes([_OP_TAG]) + _varint(len(operator))
-        yield operator
+        yield bytes([_OP_TAG])
+        if array.dtype.kind == "f":
+            yield from fill_bytes(blob, array)
+        else:
+            operator = make_fill(blob, array).SerializeToString(deterministic=True)
+            yield varint(len(operator)) + operator
     outputs = NetDef(external_output=list(parameters))
     yield outputs.SerializeToString(deterministic=True)
-
-
-def _varint(number: int) -> bytes:
-    parts = bytearray()
-    while number > 0x7F:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
 
 
 def one_operator_net(operator: Any) -> Nets:

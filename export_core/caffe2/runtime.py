@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zooport.export_core.caffe2 import runtime_child
-from zooport.export_core.caffe2.net_files import Nets, check_inputs
+from zooport.export_core.caffe2.net_files import Nets, check_inputs, without_large
 from zooport.export_core.caffe2.runtime_environment import runtime_python
 from zooport.export_core.caffe2.schema import NetDef
 from zooport.export_core.diagnosis import diagnose_exit, out_of_memory_kills, tail
@@ -104,8 +104,10 @@ class RealRuntime:
                 ``artifact.unloadable`` for what else it refuses, ``worker.crashed``, ``resource.timeout``.
         """
         key = f"net{next(self._numbers)}"
-        for part in _parts(nets.init):
+        for part in _parts(without_large(nets)):
             self._call({"call": "fill", "net": key}, {"init": _serialised(part)})
+        for name, array in nets.large.items():
+            self._call({"call": "feed", "net": key}, {name: array})
         self._call({"call": "load", "net": key}, {"predict": _serialised(nets.predict)})
         return RuntimeNets(self, key, Nets(nets.predict, NetDef(), nets.inputs))
 

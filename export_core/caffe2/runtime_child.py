@@ -90,6 +90,13 @@ class Runtime:
         self._workspace.RunNetOnce(arrays.pop("init").tobytes())
         return None, {}
 
+    def feed(self, header: dict[str, Any], arrays: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Make parameters of arrays; one of hundreds of megabytes takes several times that as a net."""
+        self._workspace.SwitchWorkspace(header["net"], True)
+        while arrays:
+            self._workspace.FeedBlob(*arrays.popitem())
+        return None, {}
+
     def load(self, header: dict[str, Any], arrays: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Create the predict net, from its bytes, where its parameters are."""
         key = header["net"]
@@ -133,7 +140,7 @@ def serve(descriptor: int) -> None:
 
     channel = Channel(socket.socket(fileno=descriptor), np)
     runtime = Runtime()
-    known = (runtime.operators, runtime.fill, runtime.load, runtime.run, runtime.drop)
+    known = (runtime.operators, runtime.fill, runtime.feed, runtime.load, runtime.run, runtime.drop)
     calls = {call.__name__: call for call in known}
     channel.send({"ok": True, "value": {"python": sys.version.split()[0]}}, {})
     while True:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile
+from PIL import Image
 
 from zooport.export_core.failures import Failure
 
@@ -66,13 +66,17 @@ def read_image(path: Path, fmt: str) -> Uint8Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", message="Palette images with Transparency")
             with Image.open(path) as image:
-                upright = _upright(image)
-                pixels = np.asarray(upright.convert("L" if fmt == "L" else "RGB"))
+                return pixels_of(image, fmt)
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
         reason = (
             (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         )
         raise Failure("dataset.invalid", f"cannot read image {path}: {reason}") from error
+
+
+def pixels_of(image: Image.Image, fmt: str) -> Uint8Image:
+    """Return an image of PIL's upright and in the asked channel order, as :func:`read_image` does a file."""
+    pixels = np.asarray(_upright(image).convert("L" if fmt == "L" else "RGB"))
     if fmt == "L":
         return pixels[:, :, None]
     return pixels[:, :, ::-1] if fmt == "BGR" else pixels
@@ -123,7 +127,7 @@ def resize_shortest_edge(image: Uint8Image, min_size: int, max_size: int) -> Uin
     return resized[:, :, None] if single else resized
 
 
-def _upright(image: ImageFile.ImageFile) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
     image.load()  # PIL turns some formats (TIFF) upright itself while loading; only then is the tag true
     method = _UPRIGHT.get(_orientation(image))
     return image if method is None else image.transpose(method)

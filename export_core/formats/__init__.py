@@ -6,9 +6,9 @@ import difflib
 from importlib import import_module
 
 from zooport.export_core.failures import Failure
-from zooport.export_core.formats.base import Format, FormatInfo, Tolerance
+from zooport.export_core.formats.base import RUNTIME, Format, FormatInfo, Tolerance
 
-__all__ = ["Format", "FormatInfo", "Tolerance", "describe", "get", "names"]
+__all__ = ["RUNTIME", "Format", "FormatInfo", "Tolerance", "describe", "get", "names"]
 
 _FORMATS = {
     "torchscript-trace": "torchscript_trace:TorchScriptTrace",

@@ -56,6 +56,7 @@ class FormatInfo:
         tools: packages besides torch and torchvision whose versions make a difference to the artifact.
         runtime_bytes: memory that a process of the format's own holds at most, besides the job's, before
             there are parameters; ``runtime_bytes_per_checkpoint_byte`` for each byte of these.
+        runtimes: what can run the artifacts, where there is a choice; the option ``runtime`` names one.
     """
 
     name: str
@@ -68,6 +69,11 @@ class FormatInfo:
     tolerance: Tolerance = Tolerance()
     runtime_bytes: int = 0
     runtime_bytes_per_checkpoint_byte: float = 0.0
+    runtimes: tuple[str, ...] = ()
+
+
+RUNTIME = "runtime"
+"""The option of formats with ``runtimes``: what an artifact is verified with. The artifact is the same."""
 
 
 class Format(ABC):
@@ -75,6 +81,7 @@ class Format(ABC):
 
     Attributes:
         remarks: what the user should know of the last export, one line each.
+        runtime: what runs the artifact that was loaded last, "" where there is no choice.
         inner_parts_are_called: see :meth:`inner_outputs`.
     """
 
@@ -83,12 +90,13 @@ class Format(ABC):
 
     def __init__(self) -> None:
         self.remarks: list[str] = []
+        self.runtime = ""
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse options that the format does not have.
 
         Raises:
-            Failure: ``export.option`` naming the option.
+            Failure: ``export.option`` naming the option, or a runtime that the format does not have.
         """
         for name in options:
             if name not in self.info.options:
@@ -99,6 +107,23 @@ class Format(ABC):
                     stage=Stage.PLAN,
                     hint=f"its options: {known}",
                 )
+        if options.get(RUNTIME) is not None:
+            self.check_runtime(options[RUNTIME])
+
+    def check_runtime(self, name: Any) -> None:
+        """Refuse a runtime that cannot run the format's artifacts.
+
+        Raises:
+            Failure: ``export.option``.
+        """
+        if name not in self.info.runtimes:
+            known = ", ".join(self.info.runtimes)
+            raise Failure(
+                "export.option",
+                f"format {self.info.name} has no runtime {name!r}",
+                stage=Stage.PLAN,
+                hint=f"its runtimes: {known}" if known else "its artifacts are run in one way only",
+            )
 
     def requires(self, config: Config, options: Mapping[str, Any]) -> None:
         """Refuse a model that the format cannot express, before any work is done.

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zooport.export_core.failures import Failure, Stage
-from zooport.export_core.formats.base import AnyPredictor, Array, Entry, Format, FormatInfo, Tolerance
+from zooport.export_core.formats.base import (
+    RUNTIME,
+    AnyPredictor,
+    Array,
+    Entry,
+    Format,
+    FormatInfo,
+    Tolerance,
+)
 from zooport.export_core.formats.converter_errors import conversion_failure
 
 if TYPE_CHECKING:
@@ -21,11 +29,15 @@ if TYPE_CHECKING:
 MAIN_FILE = "model.pb"
 DRAWING = "model.svg"
 EXECUTOR = "ZOOPORT_CAFFE2_RUNTIME"
-"""Environment variable that names what runs nets: ``caffe2``, or ``reference`` where it is not installed."""
+"""Environment variable that names what runs nets where the option ``runtime`` does not."""
+HEATMAP_MAX = "heatmap_max"
+"""The option that lets the net find keypoints itself."""
 
+_HEATMAPS = "pred_keypoint_heatmaps"
 _META_ARCHITECTURES = ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork", "RetinaNet", "SemanticSegmentor")
 _SIDES = (96, 128)  # of the picture that is recorded; nothing of it gets into the net
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
+_RUNTIMES = ("caffe2", "reference")
 
 
 class Caffe2(Format):
@@ -37,19 +49,43 @@ class Caffe2(Format):
         main_file=MAIN_FILE,
         call="outputs = Caffe2Model.load_protobuf(directory)([{'image': image}])",
         tools=("onnx",),
+        options={
+            HEATMAP_MAX: "keypoints are found inside the net, as keypoints_out in place of kps_score (false)",
+            RUNTIME: "what verifies it: caffe2, or zooport's reference (caffe2 where it is installed)",
+        },
         # Caffe2 adds up in another order, which masks and heatmaps show most.
         tolerance=Tolerance(mask=5e-4),
+        runtimes=_RUNTIMES,
     )
 
     def __init__(self) -> None:
         super().__init__()
         self._config: Config | None = None
 
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse unknown options and values that they cannot have."""
+        super().check_options(options)
+        value = options.get(HEATMAP_MAX, False)
+        if type(value) is not bool:
+            raise Failure(
+                "export.option",
+                f"option {HEATMAP_MAX} of format caffe2 is {value!r}, neither true nor false",
+                stage=Stage.PLAN,
+                hint="leave it out for false",
+            )
+
     def requires(self, config: Config, options: Mapping[str, Any]) -> None:
-        """Refuse what Caffe2 has no operators for."""
+        """Refuse what Caffe2 has no operators for, and a runtime that is not here."""
         super().requires(config, options)
         self._config = config
         model = config.MODEL
+        if options.get(HEATMAP_MAX) and not _finds_keypoints(config):
+            why = f"{HEATMAP_MAX} is for models with a keypoint head"
+            raise _refused("MODEL.KEYPOINT_ON", model.KEYPOINT_ON, why, "leave the option out")
+        if options.get(RUNTIME) == "caffe2":
+            from zooport.export_core.caffe2.runtime_environment import runtime_python
+
+            runtime_python()  # dependency.missing now, not when all is done
         if model.META_ARCHITECTURE not in _META_ARCHITECTURES:
             known = ", ".join(_META_ARCHITECTURES)
             raise _refused(
@@ -80,10 +116,13 @@ class Caffe2(Format):
         from zooport.export_core.caffe2.convert import to_net
         from zooport.export_core.caffe2.net_files import write_nets
         from zooport.export_core.formats.caffe2_arguments import net_arguments
+        from zooport.export_core.formats.caffe2_network import NETWORKS
 
         assert self._config is not None  # noqa: S101 - requires() comes before export()
         with tempfile.TemporaryDirectory(dir=directory, prefix=".") as folder:
-            recorded, names = _record(model, self._config.MODEL.META_ARCHITECTURE, Path(folder))
+            network = NETWORKS[self._config.MODEL.META_ARCHITECTURE](model)
+            network.heatmap_max = bool(options.get(HEATMAP_MAX))
+            recorded, names = _record(network.eval(), Path(folder))
         predict, parameters = to_net(recorded, "zooport_predict")
         del recorded  # as large as the parameters
         size = sum(array.nbytes * 5 // 4 for array in parameters.values())
@@ -100,7 +139,7 @@ class Caffe2(Format):
         predict.arg.extend(make_argument(name, value) for name, value in arguments.items())
         write_nets(directory, predict, parameters)
         self._draw(predict, parameters, directory)
-        if _executor_name() == "reference":
+        if RUNTIME not in options and _executor_name(options) == "reference":
             self.remarks.append(
                 "verified by zooport's reference executor: zooport runtime install caffe2 brings the real one"
             )
@@ -115,14 +154,28 @@ class Caffe2(Format):
             self.remarks.append(f"{DRAWING} was not drawn: {error}")
 
     def load(self, directory: Path, fields: Sequence[str], options: Mapping[str, Any]) -> AnyPredictor:
-        """Load the nets with Caffe2's runtime, or with the reference where it is not installed."""
+        """Load the nets with what the options name, or Caffe2's runtime, or without it the reference."""
         from zooport.export_core.caffe2.executors import choose_executor
         from zooport.export_core.caffe2.net_files import read_nets
         from zooport.export_core.formats.caffe2_results import Caffe2Predictor
 
         nets = read_nets(directory)
-        executor = choose_executor(_executor_name())
-        return Caffe2Predictor(executor.load(nets), nets.predict, fields)
+        executor = choose_executor(_executor_name(options))
+        self.runtime = executor.name
+        kept = [name for name in fields if not (options.get(HEATMAP_MAX) and name == _HEATMAPS)]
+        return Caffe2Predictor(executor.load(nets), nets.predict, kept, executor)
+
+    def expected(
+        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], options: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+        """Return the keypoints that Caffe2's operator finds in the eager model's heatmaps, if it is to."""
+        from zooport.export_core.formats.caffe2_results import highest_points
+
+        if not options.get(HEATMAP_MAX):
+            return inputs, outputs
+        found = {**outputs, "pred_keypoints": highest_points(outputs[_HEATMAPS], outputs["pred_boxes"])}
+        del found[_HEATMAPS]
+        return inputs, found
 
     def describe_signature(
         self, inputs: list[Entry], outputs: list[Entry], options: Mapping[str, Any]
@@ -136,24 +189,36 @@ class Caffe2(Format):
             "meaning": f"{inputs[0]['meaning']}; zeros to its right and below, up to size_divisibility",
         }
         im_info = {"name": "im_info", "dtype": "float32", "shape": [1, 3], "meaning": size}
+        if options.get(HEATMAP_MAX):
+            outputs = [entry for entry in outputs if entry["name"] != _HEATMAPS]
         return [data, im_info], outputs
 
 
-def _executor_name() -> str:
+def _executor_name(options: Mapping[str, Any]) -> str:
     from zooport.export_core.caffe2.executors import default_executor
 
-    return os.environ.get(EXECUTOR) or default_executor()
+    named: str = options.get(RUNTIME) or os.environ.get(EXECUTOR) or default_executor()
+    if named not in _RUNTIMES:
+        raise Failure(
+            "export.option",
+            f"{EXECUTOR}={named} names no runtime of Caffe2 nets",
+            hint=f"there are {' and '.join(_RUNTIMES)}",
+        )
+    return named
 
 
-def _record(model: nn.Module, meta_architecture: str, folder: Path) -> tuple[Any, list[str]]:
-    """Return the network as an ONNX model, and the names of its outputs; ``folder`` is for a while."""
+def _finds_keypoints(config: Config) -> bool:
+    return bool(config.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and config.MODEL.KEYPOINT_ON)
+
+
+def _record(network: Any, folder: Path) -> tuple[Any, list[str]]:
+    """Return a network as an ONNX model, and the names of its outputs; ``folder`` is for a while."""
     import onnx
     import torch
 
-    from zooport.export_core.formats.caffe2_network import DATA, IM_INFO, NETWORKS
+    from zooport.export_core.formats.caffe2_network import DATA, IM_INFO
     from zooport.export_core.formats.caffe2_operators import DOMAIN, OPSET, recorded_as_caffe2
 
-    network = NETWORKS[meta_architecture](model).eval()
     sample = torch.zeros(1, 3, *_SIDES), torch.tensor([[*map(float, _SIDES), 1.0]])
     path = folder / "recorded.onnx"
     with warnings.catch_warnings(), torch.no_grad(), recorded_as_caffe2():
@@ -177,11 +242,13 @@ def _record(model: nn.Module, meta_architecture: str, folder: Path) -> tuple[Any
     return onnx.load(path), names
 
 
-def _refused(key: str, value: Any, why: str) -> Failure:
+def _refused(
+    key: str, value: Any, why: str, hint: str = "another format, such as onnx, takes this model"
+) -> Failure:
     return Failure(
         "unsupported.combination",
         f"{key} = {value!r} cannot be exported to Caffe2: {why}",
         stage=Stage.PLAN,
-        hint="another format, such as onnx, takes this model",
+        hint=hint,
         details={"key": key, "value": value},
     )

@@ -43,6 +43,7 @@ class Caffe2Network(nn.Module):
 
     Attributes:
         names: of the outputs, in their order; known once it has run.
+        heatmap_max: whether keypoints are found here, and not in the heatmaps by a consumer.
     """
 
     pixel_mean: Tensor
@@ -52,6 +53,7 @@ class Caffe2Network(nn.Module):
         super().__init__()
         self.model = model
         self.names: tuple[str, ...] = ()
+        self.heatmap_max = False
         normalizer = model.normalizer
         self.register_buffer("pixel_mean", normalizer.mean[None].clone(), persistent=False)
         self.register_buffer("pixel_std", normalizer.std[None].clone(), persistent=False)
@@ -100,7 +102,12 @@ class RcnnNetwork(Caffe2Network):
             logits = heads.mask_head(heads.res5(pooled) if shared else pooled)
             found["mask_fcn_probs"] = logits.sigmoid()
         if getattr(heads, "keypoint_head", None) is not None:
-            found["kps_score"] = run_layers(heads.keypoint_head, pool(heads.keypoint_pooler, maps, kept))
+            pooled = pool(heads.keypoint_pooler, maps, kept)
+            heatmaps = run_layers(heads.keypoint_head, pooled, of_regions=True)
+            if self.heatmap_max:
+                found["keypoints_out"] = highest_points(heatmaps, kept)
+            else:
+                found["kps_score"] = heatmaps
         if hasattr(self.model, "sem_seg_head"):
             found["sem_seg"] = semantic_logits(self.model.sem_seg_head, features)
         return found
@@ -290,6 +297,12 @@ def select(selector: Any, boxes: Tensor, scores: Tensor, *, agnostic: bool) -> O
     return {"bbox_nms": found[1], "score_nms": found[0], "class_nms": found[2]}
 
 
+def highest_points(heatmaps: Tensor, boxes: Tensor) -> Tensor:
+    """Return (N, 4, K): x, y, logit and probability of each keypoint, from logits (N, K, S, S) and (N, 4)."""
+    shape = [1, 4, int(heatmaps.shape[1])]
+    return record("HeatmapMaxKeypoint", [heatmaps, boxes], [shape], {"should_output_softmax": 1})[0]
+
+
 def semantic_logits(head: Any, features: dict[str, Tensor]) -> Tensor:
     """Return the semantic head's logits (1, classes, H, W), padding included."""
     total: list[Tensor] = []
@@ -302,13 +315,13 @@ def semantic_logits(head: Any, features: dict[str, Tensor]) -> Tensor:
     return upsample_bilinear(total[0], head["predictor"].out_channels, int(head.common_stride))
 
 
-def run_layers(layers: Any, x: Tensor) -> Tensor:
+def run_layers(layers: Any, x: Tensor, *, of_regions: bool = False) -> Tensor:
     """Run layers one after the other, bilinear upsampling as :func:`upsample_bilinear`."""
     for layer in layers:
         if not isinstance(layer, nn.Upsample):
             x = layer(x)
         elif layer.mode == "bilinear" and not layer.align_corners and layer.scale_factor in {2.0, 4.0}:
-            x = upsample_bilinear(x, int(x.shape[1]), int(layer.scale_factor))
+            x = upsample_bilinear(x, int(x.shape[1]), int(layer.scale_factor), of_regions=of_regions)
         else:
             raise Failure("unsupported.operator", f"Caffe2 has no counterpart of {layer}")
     return x

@@ -84,7 +84,10 @@ def inside(data: Tensor, im_info: Tensor) -> Tensor:
 
 
 def reshape(values: Tensor, shape: list[int], example: Sequence[int]) -> Tensor:
-    """Reshape as Caffe2 does: 0 keeps a length, -1 is what is left; ``example`` is one possible shape."""
+    """Reshape as Caffe2 does: 0 keeps a length, -1 is what is left; ``example`` is one possible shape.
+
+    Of an array without numbers, Caffe2 keeps no length: 0 means 0 then.
+    """
     return record("Reshape", [values], [example], {"shape": shape})[0]
 
 
@@ -94,15 +97,18 @@ def unit_scale(im_info: Tensor) -> Tensor:
     return im_info * keep + one
 
 
-def upsample_bilinear(maps: Tensor, channels: int, factor: int) -> Tensor:
+def upsample_bilinear(maps: Tensor, channels: int, factor: int, *, of_regions: bool = False) -> Tensor:
     """Enlarge maps (N, channels, H, W) by an even factor, with pixel centres aligned, borders included.
+
+    Those of regions have the size that was recorded, and there may be none of them; others are never empty.
 
     Bilinear interpolation is a transposed convolution with a triangle, once the border is repeated: what it
     writes for the repeated pixels is cut off by its own padding.
     """
     height, width = int(maps.shape[2]), int(maps.shape[3])
     count = int(maps.shape[0])
-    single = reshape(maps, [-1, 1, 0, 0], [count * channels, 1, height, width])
+    kept = [height, width] if of_regions else [0, 0]
+    single = reshape(maps, [-1, 1, *kept], [count * channels, 1, height, width])
     pads = {f"pad_{side}": 1 for side in "tlbr"} | {"mode": "edge", "order": "NCHW"}
     (padded,) = record("PadImage", [single], [[count * channels, 1, height + 2, width + 2]], pads)
     triangle = 1 - np.abs(np.arange(2 * factor) - (factor - 0.5)) / factor
@@ -116,7 +122,8 @@ def upsample_bilinear(maps: Tensor, channels: int, factor: int) -> Tensor:
     size = [factor * height, factor * width]
     inputs = [padded, weight, torch.zeros(1)]
     (large,) = record("ConvTranspose", inputs, [[count * channels, 1, *size]], arguments)
-    return reshape(large, [-1, channels, 0, 0], [count, channels, *size])
+    kept = size if of_regions else [0, 0]
+    return reshape(large, [-1, channels, *kept], [count, channels, *size])
 
 
 @contextmanager

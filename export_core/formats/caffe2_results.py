@@ -13,7 +13,7 @@ import numpy as np
 from zooport.export_core.caffe2.arguments import arguments_of
 
 if TYPE_CHECKING:
-    from zooport.export_core.caffe2.executors import LoadedNets
+    from zooport.export_core.caffe2.executors import Executor, LoadedNets
     from zooport.export_core.formats.base import Array
 
 ANCHORS, STRIDES, OFFSET = "anchors_", "anchor_strides", "anchor_offset"
@@ -30,9 +30,13 @@ class Caffe2Predictor:
         nets: loaded by an executor.
         predict: the NetDef, for its arguments.
         fields: names of the fields to return.
+        executor: closed with this, if it is given.
     """
 
-    def __init__(self, nets: LoadedNets, predict: Any, fields: Sequence[str]) -> None:
+    def __init__(
+        self, nets: LoadedNets, predict: Any, fields: Sequence[str], executor: Executor | None = None
+    ) -> None:
+        self._executor = executor
         self._nets = nets
         self._arguments = arguments_of(predict)
         self._fields = list(fields)
@@ -46,6 +50,11 @@ class Caffe2Predictor:
         read = READERS[self._arguments["meta_architecture"].decode()]
         fields = read(found, self._arguments, (height, width))
         return {name: fields[name] for name in self._fields}
+
+    def close(self) -> None:
+        """End what runs the net."""
+        if self._executor is not None:
+            self._executor.close()
 
 
 def padded(image: Array, divisibility: int) -> Array:
@@ -66,6 +75,8 @@ def _instances(found: Arrays, arguments: Mapping[str, Any], size: tuple[int, int
         fields["pred_masks"] = masks[np.arange(len(own)), own][:, None]
     if "kps_score" in found:
         fields |= _keypoints(found["kps_score"][order], boxes)
+    if "keypoints_out" in found:
+        fields["pred_keypoints"] = _as_keypoints(found["keypoints_out"][order])
     return fields | _semantic(found, arguments, size)
 
 
@@ -76,6 +87,31 @@ def _keypoints(heatmaps: Array, boxes: Array) -> dict[str, Array]:
 
     decoded = HeatmapDecoder()(torch.from_numpy(heatmaps), torch.from_numpy(boxes))
     return {"pred_keypoints": decoded.numpy(), "pred_keypoint_heatmaps": heatmaps}
+
+
+def highest_points(heatmaps: Array, boxes: Array) -> Array:
+    """Return keypoints float32 (N, K, 3) as a net with ``keypoints_out`` finds them in heatmaps.
+
+    Args:
+        heatmaps: logits, float32 (N, K, S, S).
+        boxes: float32 (N, 4).
+    """
+    import torch
+
+    from zooport.export_core.caffe2.arguments import make_operator
+    from zooport.export_core.caffe2.reference.regions import heatmap_keypoints
+    from zooport.export_core.caffe2.reference.registry import Call
+
+    arguments = {"should_output_softmax": 1}
+    operator = make_operator("HeatmapMaxKeypoint", ["maps", "boxes"], ["points"], arguments)
+    inputs = [torch.from_numpy(heatmaps), torch.from_numpy(boxes)]
+    points: Any = heatmap_keypoints(Call.of(operator, inputs))
+    return _as_keypoints(points.numpy())
+
+
+def _as_keypoints(points: Array) -> Array:
+    """Return (N, K, 3), x, y and probability, of points (N, 4, K): x, y, logit and probability."""
+    return np.ascontiguousarray(points.transpose(0, 2, 1)[:, :, [0, 1, 3]])
 
 
 def _semantic(found: Arrays, arguments: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Array]:

@@ -17,6 +17,7 @@ from zooport.jobs.registry.records import (
     job_from_dict,
 )
 from zooport.jobs.registry.schema import (
+    VERIFIED_BY,
     artifacts,
     attempts,
     baseline_attempts,
@@ -62,6 +63,7 @@ def detail(connection: Connection, pk: int) -> ExportDetail:
         source=connection.execute(source).scalar_one_or_none(),
         baseline=_baseline(connection, job.baseline),
         drift=_drift(connection, *shown),
+        runtime=_runtime(connection, row.owner),
     )
 
 
@@ -88,6 +90,11 @@ def _details(connection: Connection, pk: int, number: int) -> dict[str, Any]:
 
 def _drift(connection: Connection, pk: int, number: int) -> dict[str, Any] | None:
     query = select(drifts.c.report).where(drifts.c.export_pk == pk, drifts.c.number == number)
+    return connection.execute(query).scalar_one_or_none()
+
+
+def _runtime(connection: Connection, pk: int) -> str | None:
+    query = select(exports.c.job[VERIFIED_BY].as_string()).where(exports.c.pk == pk)
     return connection.execute(query).scalar_one_or_none()
 
 

@@ -15,6 +15,7 @@ from zooport.jobs.registry.details import job_of
 from zooport.jobs.registry.drivers import Driver
 from zooport.jobs.registry.records import LIVE, Delta, Metric, finite, now, plain, seconds_between, text
 from zooport.jobs.registry.schema import (
+    VERIFIED_BY,
     artifacts,
     attempts,
     baseline_attempts,
@@ -96,6 +97,7 @@ def finish(
     connection.execute(update(exports).where(exports.c.pk == export.pk).values(values))
     if result.artifact is not None:
         _keep_artifact(connection, export.pk, number, result.artifact)
+        _keep_runtime(connection, export.pk, result.artifact.runtime)
     _keep_metrics(connection, export.pk, number, result.metrics, deltas)
     if failure is not None:
         _keep_failures(connection, [(export.pk, number)], failure)
@@ -130,6 +132,15 @@ def _keep_artifact(connection: Connection, pk: int, number: int, artifact: Artif
         "files": plain(artifact.files),
     }
     connection.execute(insert(artifacts).values(row))
+
+
+def _keep_runtime(connection: Connection, pk: int, runtime: str) -> None:
+    """Note beside the job, which may leave the choice open, what verified the newest attempt's artifact."""
+    if not runtime:
+        return
+    job = connection.execute(select(exports.c.job).where(exports.c.pk == pk)).scalar_one()
+    noted = {**job, VERIFIED_BY: text(runtime)}
+    connection.execute(update(exports).where(exports.c.pk == pk).values(job=noted))
 
 
 def _keep_metrics(

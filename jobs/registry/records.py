@@ -151,6 +151,7 @@ class ExportDetail:
         attempts: of this export and of its predecessors, oldest first.
         baseline: tries at the eager model that this export is compared with, in any run, oldest first.
         drift: where its outputs begin to differ: stage, tensor, difference, categories and images.
+        runtime: what verified the artifact, of formats where there is a choice, None of others.
     """
 
     row: ExportRow
@@ -164,6 +165,7 @@ class ExportDetail:
     source: str | None
     baseline: tuple[BaselineRow, ...] = ()
     drift: Mapping[str, Any] | None = None
+    runtime: str | None = None
 
     @property
     def command(self) -> str | None:
@@ -200,6 +202,7 @@ class ExportDetail:
             "details": dict(self.details),
             "command": self.command,
             "artifact_files": files or None,
+            "runtime": self.runtime,
             "newest": self.newest,
             "source": self.source,
             "attempts": [attempt.to_dict() for attempt in self.attempts],

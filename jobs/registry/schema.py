@@ -75,6 +75,9 @@ checkpoints = Table(
     Column("imports", JSON, nullable=False, server_default="[]"),
 )
 
+#: A key in the column ``job`` that is no part of the job: what verified the artifact, if there was a choice.
+VERIFIED_BY = "verified_by"
+
 exports = Table(
     "exports",
     metadata,

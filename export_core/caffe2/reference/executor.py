@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zooport.export_core.caffe2.net_files import Nets, check_inputs, check_nets
+from zooport.export_core.caffe2.net_files import Nets, check_inputs, check_nets, without_large
 
 # Importing the modules registers their operators.
 from zooport.export_core.caffe2.reference import (  # noqa: F401
@@ -32,6 +32,7 @@ from zooport.export_core.caffe2.reference import (  # noqa: F401
     shaping,
 )
 from zooport.export_core.caffe2.reference.registry import KERNELS, Call, NotImplementedHere, Refused
+from zooport.export_core.caffe2.schema import NetDef
 from zooport.export_core.diagnosis import one_line
 from zooport.export_core.failures import Failure
 
@@ -57,8 +58,10 @@ class ReferenceExecutor:
                 if operator.type not in KERNELS:
                     raise _unsupported(number, operator, "is not known to the reference executor")
         blobs: dict[str, Tensor] = {}
-        _run(nets.init, blobs, frozenset())
-        return ReferenceNets(nets, blobs)
+        _run(without_large(nets), blobs, frozenset())
+        for name, array in nets.large.items():
+            blobs[name] = torch.from_numpy(np.array(array, np.float32, order="C"))
+        return ReferenceNets(Nets(nets.predict, NetDef(), nets.inputs), blobs)
 
     def close(self) -> None:
         """Do nothing: the nets go with whoever holds them."""

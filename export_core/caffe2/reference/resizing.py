@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -56,6 +58,7 @@ def upsample_bilinear(call: Call) -> Tensor:
 def pad_image(call: Call) -> Tensor:
     """More pixels at each side: a constant, or what is there mirrored or repeated."""
     call.only("order", "NCHW")
+    refuse_unless(math.prod(call.inputs[0].shape[1:]) > 0, "images without pixels")
     four = call.integers("pads")
     if not four and any(call.has(f"pad_{side}") for side in "tlbr"):
         four = [call.integer(f"pad_{side}", 0) for side in "tlbr"]

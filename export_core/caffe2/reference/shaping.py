@@ -12,10 +12,18 @@ from zooport.export_core.caffe2.reference.registry import Call, operator, refuse
 
 @operator("Reshape")
 def reshape(call: Call) -> tuple[Tensor, Tensor]:
-    """The same numbers in another shape, where 0 keeps a length and -1 is what is left; and the old shape."""
+    """The same numbers in another shape, where 0 keeps a length and -1 is what is left; and the old shape.
+
+    Without numbers, 0 and -1 are lengths of 0, and nothing is compared.
+    """
     x = call.inputs[0]
     wanted = call.inputs[1].tolist() if len(call.inputs) == 2 else call.integers("shape")
     refuse_unless(wanted.count(-1) <= 1, f"two lengths of {wanted} are open")
+    kind = call.inputs[1].dtype if len(call.inputs) == 2 else torch.int64
+    if not x.numel():
+        empty = [max(length, 0) for length in wanted]
+        refuse_unless(math.prod(empty) == 0, f"no numbers are not {wanted}")
+        return x.reshape(empty), torch.tensor(x.shape, dtype=kind)
     lengths = []
     for axis, length in enumerate(wanted):
         refuse_unless(length != 0 or axis < x.dim(), f"there is no dimension {axis} to keep")
@@ -25,7 +33,6 @@ def reshape(call: Call) -> tuple[Tensor, Tensor]:
         refuse_unless(known != 0 and x.numel() % known == 0, f"{x.numel()} numbers are not {wanted}")
         lengths[lengths.index(-1)] = x.numel() // known
     refuse_unless(math.prod(lengths) == x.numel(), f"{x.numel()} numbers are not {wanted}")
-    kind = call.inputs[1].dtype if len(call.inputs) == 2 else torch.int64
     return x.reshape(lengths), torch.tensor(x.shape, dtype=kind)
 
 
