@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from zooport.export_core import demo
+from zooport.export_core import demo, formats
 from zooport.export_core.failures import Failure
 from zooport.jobs.output import print_text
 from zooport.jobs.registry import open_registry
@@ -27,7 +27,8 @@ def run_demo(output: Path) -> int:
         output: folder of the artifacts and the registry; made when it is not there.
 
     Returns:
-        The exit code of the run: 0 where nothing failed; what is unsupported has not failed.
+        The exit code of the run: 0 where nothing failed; what is unsupported, or needs a package that is left
+        to choice, has not failed.
 
     Raises:
         Failure: ``resource.disk`` when the folder cannot be made, and what a submission raises.
@@ -44,8 +45,21 @@ def run_demo(output: Path) -> int:
     exit_code = submit(demo.MANIFEST, Request(registry=str(registry)), output / "artifacts")
     with open_registry(str(registry), create=False) as opened:
         refused = opened.exports(ExportFilter(statuses=(str(Status.UNSUPPORTED),)))
-    print_text("\n" + "\n\n".join(filter(None, (explanation(refused), next_steps(registry)))))
-    return exit_code
+        failed = opened.exports(ExportFilter(statuses=(str(Status.FAILED),)))
+    lacking = [row for row in failed if row.code == "dependency.missing"]
+    told = explanation(refused), what_to_install(lacking), next_steps(registry)
+    print_text("\n" + "\n\n".join(filter(None, told)))
+    return 0 if lacking and len(lacking) == len(failed) else exit_code
+
+
+def what_to_install(lacking: Sequence[ExportRow]) -> str:
+    """Return how formats come to work whose packages are not here; "" for none."""
+    extras = {info.name: info.requires_extra for info in formats.describe()}
+    names = sorted({row.format for row in lacking})
+    return "\n".join(
+        f"{name} needs packages that are not installed: pip install 'zooport[{extras[name]}]'"
+        for name in names
+    )
 
 
 def explanation(refused: Sequence[ExportRow]) -> str:

@@ -20,7 +20,8 @@ from zooport.jobs.manifest import load_manifest
 pytestmark = pytest.mark.alone
 
 RunZooport = Callable[..., CompletedProcess[str]]
-FORMATS = ["torchscript-trace", "torchscript-script", "onnx", "caffe2", "tensorflow"]  # those that are quick to make
+# Those that are quick to make.
+FORMATS = ["torchscript-trace", "torchscript-script", "onnx", "caffe2", "tensorflow"]
 UNSUPPORTED = {("mask_rcnn_dcn_fpn", "caffe2")}  # Caffe2 has no deformable convolution on the CPU
 MODELS = sorted(path.parent.name for path in demo.ZOO.glob("*/config.yaml"))
 
