@@ -83,12 +83,14 @@ def test_every_way_of_loading_finds_what_the_model_finds(folder: Path, wanted: F
         "print(json.dumps({'boxes': boxes.numpy().tolist(), 'scores': results}))",
     ]
     found = run("\n".join(code), folder)
-    confident = int((wanted["scores"] > 0.3).sum())
-    assert confident >= 3
-    boxes, scores = np.array(found["boxes"])[:confident], np.array(found["scores"])[:, :confident]
-    assert np.abs(boxes - wanted["pred_boxes"][:confident]).max() < PIXELS
-    assert np.abs(scores - wanted["scores"][:confident]).max() < SCORE
+    confident = wanted["scores"] > 0.3
+    assert confident.sum() >= 3
+    boxes, scores = np.array(found["boxes"]), np.array(found["scores"])
     assert (scores == scores[0]).all()
+    # Detections of nearly one score may have changed places.
+    apart = np.abs(boxes[:, None] - wanted["pred_boxes"][confident]).max(axis=2)
+    assert apart.min(axis=0).max() < PIXELS
+    assert np.abs(scores[0][apart.argmin(axis=0)] - wanted["scores"][confident]).max() < SCORE
 
 
 def test_the_request_of_the_guide_has_the_answer_of_the_guide(tensorflow_process: TensorFlowProcess) -> None:
