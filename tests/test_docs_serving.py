@@ -31,7 +31,7 @@ GUIDE = (Path(__file__).resolve().parents[1] / "docs" / "serving.md").read_text(
 PHOTO = demo.ZOO / "data" / "val" / "000000100017.jpg"
 SERVER = "http://localhost:8501"
 MODEL = "/v1/models/detector:predict"
-LOADED_BY_TENSORFLOW = slice(0, 4)  # blocks of Python; the last one is the client
+LOADED_BY_TENSORFLOW = slice(0, 3)  # blocks of Python; the last one is the client
 # TensorFlow rounds a resized image once, Pillow twice.
 PIXELS = 0.25
 SCORE = 0.005
@@ -78,7 +78,7 @@ def run(code: str, folder: Path) -> dict[str, Any]:
 def test_every_way_of_loading_finds_what_the_model_finds(folder: Path, wanted: Fields) -> None:
     code = [
         *blocks("python")[LOADED_BY_TENSORFLOW],
-        "results = [found['scores'], old['scores'], frozen['scores'], layered['scores']]",
+        "results = [found['scores'], frozen['scores'], layered['scores']]",
         "results = [[float(score) for score in scores] for scores in results]",
         "print(json.dumps({'boxes': boxes.numpy().tolist(), 'scores': results}))",
     ]
