@@ -86,7 +86,7 @@ def test_every_way_of_loading_finds_what_the_model_finds(folder: Path, wanted: F
     confident = wanted["scores"] > 0.3
     assert confident.sum() >= 3
     boxes, scores = np.array(found["boxes"]), np.array(found["scores"])
-    assert (scores == scores[0]).all()
+    assert np.abs(scores - scores[0]).max() < SCORE
     # Detections of nearly one score may have changed places.
     apart = np.abs(boxes[:, None] - wanted["pred_boxes"][confident]).max(axis=2)
     assert apart.min(axis=0).max() < PIXELS
