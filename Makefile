@@ -35,7 +35,7 @@ typecheck: $(STAMP)  ## mypy, strict
 # One compute thread per process: tests run models side by side with Ray workers. What depends on processes
 # and their deadlines has the machine to itself.
 pytest: $(STAMP)  ## all tests, slow ones included (pytest -m "not slow" leaves them out)
-	@command -v g++ >/dev/null || echo "No g++ here: the C++ examples are not tested (apt-get install g++)." >&2
+	@command -v g++ >/dev/null || echo "No g++ here: the C and C++ examples are not tested (apt-get install g++)." >&2
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist worksteal
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m alone
 

@@ -22,6 +22,7 @@ from zooport.tests.postgres_server import Server, find_programs, make_template, 
 
 if TYPE_CHECKING:
     from zooport.export_core.caffe2.runtime import RealRuntime
+    from zooport.export_core.tensorflow.process import TensorFlowProcess
 
 ROOT = Path(__file__).resolve().parents[1]
 RunZooport = Callable[..., subprocess.CompletedProcess[str]]
@@ -175,6 +176,30 @@ def caffe2_runtime(caffe2_python: Path) -> Iterator[RealRuntime]:
 
     with RealRuntime(caffe2_python) as runtime:
         yield runtime
+
+
+@pytest.fixture(scope="session")
+def tensorflow_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's Mask R-CNN, exported to TensorFlow."""
+    from zooport.export_core.pipeline import export_stage
+    from zooport.export_core.sources import CheckpointSource, DatasetSource
+
+    model, data = demo.ZOO / "mask_rcnn_fpn", demo.ZOO / "data"
+    source = CheckpointSource(model.name, model / "config.yaml", model / "model_final.pth")
+    dataset = DatasetSource("val", data / "annotations" / "instances_val.json", data / "val", limit=3)
+    artifact = tmp_path_factory.mktemp("tensorflow")
+    export_stage(source, "tensorflow", {}, dataset, None, artifact, lambda stage: None)
+    return artifact
+
+
+@pytest.fixture(scope="session")
+def tensorflow_process(tensorflow_artifact: Path) -> Iterator[TensorFlowProcess]:
+    """A process of TensorFlow that has loaded the Mask R-CNN."""
+    from zooport.export_core.tensorflow.process import TensorFlowProcess
+
+    with TensorFlowProcess() as process:
+        process.load(tensorflow_artifact / "saved_model")
+        yield process
 
 
 @pytest.fixture
