@@ -24,8 +24,9 @@ from zooport.export_core.evaluation.framing import in_image_frame
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats import onnx_export, onnx_file
 from zooport.export_core.formats.base import Format
+from zooport.export_core.formats.onnx_heatmaps import MatrixHeatmapDecoder, upper_bounds
 from zooport.export_core.formats.onnx_operators import float_at_most
-from zooport.export_core.formats.onnx_stand_ins import BatchedClassNms, MatrixHeatmapDecoder, stand_ins
+from zooport.export_core.formats.onnx_stand_ins import BatchedClassNms, stand_ins
 from zooport.export_core.isolation import run_isolated
 from zooport.export_core.modeling.boxes import class_nms
 from zooport.export_core.modeling.build import load_model
@@ -401,17 +402,50 @@ def test_batched_suppression_is_class_wise_suppression(count: int, classes: int)
     assert found.tolist() == class_nms(boxes, scores, labels, 0.5).tolist()
 
 
-def test_heatmaps_are_decoded_as_by_interpolation() -> None:
+# Small ones are computed as a whole, of large ones what can be highest, if they are not narrow.
+BOXES = [
+    [0.3, 4.0],
+    [30.5, 80.2],
+    [56.0, 56.0],
+    [120.7, 33.0],
+    [1.0, 1.0],
+    [300.0, 400.5],
+    [90.0, 1e3],
+    [600.0, 290.0],
+]
+
+
+@pytest.mark.parametrize("kind", ["rough", "smooth", "at the border", "flat"])
+def test_heatmaps_are_decoded_as_by_interpolation(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    heatmaps = torch.randn((6, 3, 56, 56), generator=generator)
-    corners = torch.rand((6, 2), generator=generator) * 50
-    sides = torch.tensor([[0.3, 4.0], [30.5, 80.2], [56.0, 56.0], [120.7, 33.0], [5.0, 300.0], [1.0, 1.0]])
-    boxes = torch.cat((corners, corners + sides), dim=1)
+    heatmaps = torch.randn((len(BOXES), 3, 56, 56), generator=generator) * 3
+    if kind == "smooth":
+        heatmaps = torch.nn.functional.avg_pool2d(heatmaps, 7, stride=1, padding=3)
+    elif kind == "at the border":
+        heatmaps[:, 0, 0, 0], heatmaps[:, 1, 20, 55], heatmaps[:, 2, 55, 54:] = 20.0, 20.0, 20.0
+    elif kind == "flat":
+        heatmaps = heatmaps[:, :, :1, :1].expand(-1, -1, 56, 56).contiguous()
+    corners = torch.rand((len(BOXES), 2), generator=generator) * 50
+    boxes = torch.cat((corners, corners + torch.tensor(BOXES)), dim=1)
 
     found = MatrixHeatmapDecoder()(heatmaps, boxes)
 
-    torch.testing.assert_close(found, HeatmapDecoder()(heatmaps, boxes), rtol=0, atol=1e-4)
+    wanted = HeatmapDecoder()(heatmaps, boxes)
+    torch.testing.assert_close(found[..., 2], wanted[..., 2], rtol=1e-4, atol=1e-5)
+    if kind != "flat":  # where any pixel may win
+        torch.testing.assert_close(found[..., :2], wanted[..., :2], rtol=0, atol=1e-4)
     assert MatrixHeatmapDecoder()(heatmaps[:0], boxes[:0]).shape == (0, 3, 3)
+
+
+def test_no_pixel_is_above_the_bound_of_the_cells_around_it() -> None:
+    heatmaps = torch.randn((1, 4, 12, 12), generator=torch.Generator().manual_seed(0))
+    bounds = upper_bounds(torch.nn.functional.pad(heatmaps, [2, 2, 2, 2], mode="replicate")[0], 12)
+
+    finely = torch.nn.functional.interpolate(heatmaps, size=(192, 192), mode="bicubic")[0]
+
+    spaces = torch.floor((torch.arange(192) + 0.5) / 16 - 0.5).to(torch.int64) + 1
+    assert (finely <= bounds[:, spaces][:, :, spaces] + 1e-6).all()
+    assert bounds.mean() < finely.mean() + 2.5 * heatmaps.std()  # and they are not far above
 
 
 @pytest.mark.parametrize("value", [0.5, 0.6, 0.7, 0.3, 0.1, 0.05])
