@@ -26,6 +26,7 @@ from zooport.export_core.formats import onnx_export, onnx_file
 from zooport.export_core.formats.base import Format
 from zooport.export_core.formats.onnx_heatmaps import MatrixHeatmapDecoder, upper_bounds
 from zooport.export_core.formats.onnx_operators import float_at_most
+from zooport.export_core.formats.onnx_regions import OneImageSelector
 from zooport.export_core.formats.onnx_stand_ins import BatchedClassNms, stand_ins
 from zooport.export_core.isolation import run_isolated
 from zooport.export_core.modeling.boxes import class_nms
@@ -383,9 +384,21 @@ def test_modules_are_whole_again_after_an_export(tmp_path: Path) -> None:
 
     kinds = {type(module) for module in model.modules()}
     assert HeatmapDecoder in kinds
-    assert not kinds & {BatchedClassNms, MatrixHeatmapDecoder}
+    assert not kinds & {OneImageSelector, MatrixHeatmapDecoder}
     with stand_ins(model):
-        assert {type(module) for module in model.modules()} >= {BatchedClassNms, MatrixHeatmapDecoder}
+        assert {type(module) for module in model.modules()} >= {OneImageSelector, MatrixHeatmapDecoder}
+
+
+def test_a_detector_that_proposes_nothing_finds_nothing(tmp_path: Path) -> None:
+    model: Any = build_for_export(MASK, tiny=True)
+    inputs = inputs_of(MASK, *IMAGES[0])
+    fields = sorted(run(model, inputs))
+    model.proposal_generator.min_size = 1e6
+    assert len(run(model, inputs)["scores"]) == 0
+
+    exporter().export(model, inputs, fields, tmp_path, {})
+
+    check(model, tmp_path, inputs_of(MASK, *IMAGES[1]), {})
 
 
 @pytest.mark.parametrize("count", [0, 1, 60, 800])

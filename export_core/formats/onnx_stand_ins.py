@@ -11,16 +11,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import nms
 
+from zooport.export_core.formats import onnx_regions as regions
+from zooport.export_core.formats.onnx_functions import suppress
 from zooport.export_core.formats.onnx_heatmaps import MatrixHeatmapDecoder
-from zooport.export_core.formats.onnx_operators import MANY_BOXES, constant, float_at_most
+from zooport.export_core.formats.onnx_regions import A_BOX, NO_BOX
 from zooport.export_core.formats.replaced_modules import replaced
-from zooport.export_core.modeling.boxes import ClassNms
+from zooport.export_core.modeling.boxes import BoxCoder, ClassNms
+from zooport.export_core.modeling.images import ImageNormalizer
+from zooport.export_core.modeling.poolers import RoiPooler
+from zooport.export_core.modeling.proposals.rpn import RPN
+from zooport.export_core.modeling.roi_heads.box_predictor import DetectionSelector
 from zooport.export_core.modeling.roi_heads.keypoint_head import HeatmapDecoder
 
-NO_BOX = -1e9  # score of what fills up the rows of classes with fewer boxes than others
-A_BOX = -5e8  # above it
+_STAND_INS: dict[type[nn.Module], Any] = {
+    BoxCoder: regions.PairedBoxCoder,
+    ClassNms: lambda module: BatchedClassNms(module.iou_threshold),
+    DetectionSelector: regions.OneImageSelector,
+    HeatmapDecoder: lambda module: MatrixHeatmapDecoder(),
+    ImageNormalizer: regions.OneImageNormalizer,
+    RPN: regions.OneImageRPN,
+}
 
 
 def stand_ins(model: nn.Module) -> AbstractContextManager[None]:
@@ -29,10 +40,10 @@ def stand_ins(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def _stand_in(module: nn.Module) -> Any:
-    if type(module) is ClassNms:
-        return BatchedClassNms(module.iou_threshold).eval()
-    if type(module) is HeatmapDecoder:
-        return MatrixHeatmapDecoder().eval()
+    if type(module) in _STAND_INS:
+        return _STAND_INS[type(module)](module).eval()
+    if type(module) is RoiPooler and not module.rounds:
+        return regions.OneImagePooler(module).eval()
     if getattr(module, "loops_over_data", False):
         return compiled(module)
     return None
@@ -66,31 +77,6 @@ class BatchedClassNms(nn.Module):
         columns = torch.arange(lengths.max())[None]  # type: ignore[call-overload]  # stays a tensor
         members = order[torch.minimum(starts[:, None] + columns, count - 1)]
         rated = torch.where(columns < lengths[:, None], all_scores[members], NO_BOX)
-        kept = _BatchedNms.apply(all_boxes[members], rated[:, None], self.iou_threshold)
+        kept = suppress(all_boxes[members], rated[:, None], self.iou_threshold, A_BOX)
         by_position = order[starts[kept[:, 0]] + kept[:, 2]].sort()[0]
         return by_position[torch.argsort(scores[by_position], descending=True, stable=True)]
-
-
-class _BatchedNms(torch.autograd.Function):
-    """ONNX's NonMaxSuppression: int64 (K, 3) of batch, 0 and box, from boxes (B, M, 4), scores (B, 1, M)."""
-
-    @staticmethod
-    def forward(context: Any, boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-        found = []
-        for index in range(len(boxes)):
-            members = torch.nonzero(scores[index, 0] > A_BOX).squeeze(1)
-            kept = members[nms(boxes[index, members], scores[index, 0, members], iou_threshold)]
-            found.append(torch.stack((torch.full_like(kept, index), torch.zeros_like(kept), kept), dim=1))
-        return torch.cat(found)
-
-    @staticmethod
-    def symbolic(graph: Any, boxes: Any, scores: Any, iou_threshold: float) -> Any:
-        chosen = graph.op(
-            "NonMaxSuppression",
-            boxes,
-            scores,
-            constant(graph, [MANY_BOXES]),
-            constant(graph, [float_at_most(iou_threshold)], exact=False),
-            constant(graph, [A_BOX], exact=False),
-        )
-        return chosen.setType(boxes.type().with_dtype(torch.int64).with_sizes([None, 3]))
