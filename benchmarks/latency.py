@@ -4,8 +4,8 @@ Pictures of 800x1067, made-up weights (those of the parity tests), 1000 proposal
 1000 boxes are above, about as many as of a trained model; and the demo zoo on images of its own. All runtimes
 of a model take turns in one process, so that whatever else the machine does meets them alike; what counts is
 processor time, the median of the turns after the first.
-``python benchmarks/latency.py [--only WORD...] [--formats NAME...] [--rounds N]``; the result is
-written beside this file, where formats that were not measured keep the shares they had; ``make docs`` copies it.
+``python benchmarks/latency.py [--only WORD...] [--formats NAME...] [--rounds N]``; the result is written
+beside this file, where formats that were not measured keep their shares, and ``make docs`` copies it.
 """
 
 from __future__ import annotations
