@@ -24,8 +24,9 @@ from zooport.export_core.evaluation.framing import in_image_frame
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats import onnx_export, onnx_file
 from zooport.export_core.formats.base import Format
+from zooport.export_core.formats.onnx_dense import split
 from zooport.export_core.formats.onnx_heatmaps import MatrixHeatmapDecoder, upper_bounds
-from zooport.export_core.formats.onnx_operators import float_at_most
+from zooport.export_core.formats.onnx_operators import float_at_most, registered
 from zooport.export_core.formats.onnx_regions import OneImageSelector
 from zooport.export_core.formats.onnx_stand_ins import BatchedClassNms, stand_ins
 from zooport.export_core.isolation import run_isolated
@@ -125,13 +126,44 @@ def test_a_trained_model_is_the_same_at_every_size_and_without_detections(
 
 @pytest.mark.parametrize(
     ("name", "batch"),
-    [(MASK, 3), (PANOPTIC, 2), (KEYPOINT, "dynamic"), (SEMANTIC, "dynamic"), (FAST, "dynamic")],
+    [(DEFORMABLE, 3), (PANOPTIC, 2), (KEYPOINT, "dynamic"), (SEMANTIC, "dynamic"), (FAST, "dynamic")],
 )
 def test_in_a_batch_neighbours_do_not_matter(name: str, batch: int | str, tmp_path: Path) -> None:
     model = export(name, tmp_path, {"batch": batch})
 
     for size in IMAGES[:2]:
         check(model, tmp_path, inputs_of(name, *size), {"batch": batch})
+
+
+def test_group_norm_and_resizing_keep_images_of_a_batch_apart(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        torch.nn.GroupNorm(4, 8),
+        torch.nn.ReLU(),
+        torch.nn.Upsample(scale_factor=2.0, mode="bilinear"),
+    ).eval()
+    image = torch.randn(1, 3, 20, 30)
+    with registered(20):
+        torch.onnx.export(
+            network,
+            (image,),
+            str(tmp_path / "raw.onnx"),
+            dynamo=False,
+            opset_version=20,
+            input_names=["image"],
+            dynamic_axes={"image": {2: "height", 3: "width"}},
+        )
+    made = onnx_file.simplify(tmp_path / "raw.onnx", tmp_path / "simple.onnx")
+
+    assert split(made.graph, "image").rest == []
+
+    made.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    made.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    session = onnxruntime.InferenceSession(made.SerializeToString())
+    images = torch.randn(3, 3, 24, 16) * torch.tensor([1.0, 5.0, 9.0])[:, None, None, None]
+    (found,) = session.run(None, {"image": images.numpy()})
+    wanted = torch.cat([network(one[None]) for one in images]).detach()
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 def test_a_dynamic_batch_takes_any_number_of_images(tmp_path: Path) -> None:
@@ -144,6 +176,20 @@ def test_a_dynamic_batch_takes_any_number_of_images(tmp_path: Path) -> None:
         index, boxes = session.run(["image_index", "pred_boxes"], {"image": np.stack([image] * number)})
         assert index.tolist() == [place for place in range(number) for _ in range(count)]
         assert boxes.shape == (number * count, 4)
+
+
+@pytest.mark.parametrize("name", [PANOPTIC, DEFORMABLE, SEMANTIC])
+def test_the_network_runs_over_the_whole_batch(name: str, tmp_path: Path) -> None:
+    export(name, tmp_path, {"batch": "dynamic"})
+
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    (loop,) = [node for node in graph.node if node.op_type == "Loop"]
+    outside = [node.op_type for node in graph.node]
+    inside = [node.op_type for node in nodes_of(loop.attribute[0].g)]
+    of_heads = {PANOPTIC: 6, DEFORMABLE: 6, SEMANTIC: 0}[name]  # convolutions of regions
+    assert outside.count("Conv") > 50
+    assert inside.count("Conv") + inside.count("ConvTranspose") <= of_heads
+    assert "RoiAlign" not in outside
 
 
 @pytest.mark.parametrize("name", ["mask_rcnn_dcn_fpn", "keypoint_rcnn_fpn"])
@@ -166,8 +212,15 @@ def test_half_precision_halves_the_file_and_keeps_detections(name: str, demo: An
 def test_results_in_the_frame_of_the_original_image(name: str, demo: Any, tmp_path: Path) -> None:
     model, image = demo(name)
     options = {"postprocess": True}
-    exporter().export(model, {"image": image}, sorted(run(model, {"image": image})), tmp_path, options)
-    predict = exporter().load(tmp_path, sorted(run(model, {"image": image})), options)
+    fields = sorted(run(model, {"image": image}))
+    exporter().export(model, {"image": image}, fields, tmp_path, options)
+    predict = exporter().load(tmp_path, fields, options)
+
+    together = {**options, "batch": 2}  # neighbours have the frame in common
+    (tmp_path / "batch").mkdir()
+    exporter().export(model, {"image": image}, fields, tmp_path / "batch", together)
+    in_batch = exporter().load(tmp_path / "batch", fields, together)
+    assert in_batch.in_image_frame  # type: ignore[attr-defined]
 
     nothing = torch.full((3, 64, 64), 114.0)
     for given in (image, image[:, :200, :170].contiguous(), nothing):
@@ -176,8 +229,8 @@ def test_results_in_the_frame_of_the_original_image(name: str, demo: Any, tmp_pa
         for height, width in ((97, 301), network):
             wanted = in_image_frame(eager, network, (height, width))
             inputs = {"image": given.numpy(), "height": np.array(height), "width": np.array(width)}
-            found = predict(**inputs)
-            compare_outputs(Sample(name, inputs, wanted), found, exporter().tolerance(options))
+            for found in (predict(**inputs), in_batch(**inputs)):
+                compare_outputs(Sample(name, inputs, wanted), found, exporter().tolerance(options))
 
 
 @pytest.mark.alone
@@ -314,7 +367,6 @@ def test_a_process_with_onnx_runtime_alone_uses_the_artifact(tmp_path: Path) -> 
         ({"batch": True}, "batch = True is neither"),
         ({"fp16": 1}, "fp16 = 1 is neither true nor false"),
         ({"postprocess": "yes"}, "postprocess = 'yes' is neither true nor false"),
-        ({"postprocess": True, "batch": 2}, "postprocess = True does not go with batch"),
         ({"simplify": True}, "format onnx has no option 'simplify'"),
     ],
 )

@@ -38,9 +38,11 @@ class OneImageNormalizer(nn.Module):
         self.register_buffer("std", normalizer.std, persistent=False)
 
     def forward(self, images: list[Tensor]) -> tuple[Tensor, list[Size]]:
-        """Return (1, C, H, W) and the image's (height, width)."""
+        """Return (1, C, H, W) and the image's (height, width), for (C, H, W) or (1, C, H, W)."""
         (image,) = images
-        return padded(((image - self.mean) / self.std)[None], self.step), [(image.shape[1], image.shape[2])]
+        if image.dim() == 3:
+            image = image[None]
+        return padded((image - self.mean) / self.std, self.step), [(image.shape[2], image.shape[3])]
 
 
 class PairedBoxCoder(nn.Module):
