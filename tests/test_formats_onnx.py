@@ -125,14 +125,27 @@ def test_a_trained_model_is_the_same_at_every_size_and_without_detections(
 
 
 @pytest.mark.parametrize(
-    ("name", "batch"),
-    [(DEFORMABLE, 3), (PANOPTIC, 2), (KEYPOINT, "dynamic"), (SEMANTIC, "dynamic"), (FAST, "dynamic")],
+    ("name", "batch", "heads"),  # and how many convolutions regions have of their own
+    [
+        (DEFORMABLE, 3, 6),
+        (PANOPTIC, 2, 6),
+        (KEYPOINT, "dynamic", 9),
+        (SEMANTIC, "dynamic", 0),
+        (FAST, "dynamic", 0),
+    ],
 )
-def test_in_a_batch_neighbours_do_not_matter(name: str, batch: int | str, tmp_path: Path) -> None:
+def test_in_a_batch_neighbours_do_not_matter_and_the_network_runs_once(
+    name: str, batch: int | str, heads: int, tmp_path: Path
+) -> None:
     model = export(name, tmp_path, {"batch": batch})
 
     for size in IMAGES[:2]:
         check(model, tmp_path, inputs_of(name, *size), {"batch": batch})
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    (loop,) = [node for node in graph.node if node.op_type == "Loop"]
+    outside, inside = ([node.op_type for node in nodes_of(part)] for part in (graph, loop.attribute[0].g))
+    assert inside.count("Conv") + inside.count("ConvTranspose") <= heads
+    assert outside.count("Conv") - inside.count("Conv") > 50  # with those of the loop they are all
 
 
 def test_group_norm_and_resizing_keep_images_of_a_batch_apart(tmp_path: Path) -> None:
@@ -176,20 +189,6 @@ def test_a_dynamic_batch_takes_any_number_of_images(tmp_path: Path) -> None:
         index, boxes = session.run(["image_index", "pred_boxes"], {"image": np.stack([image] * number)})
         assert index.tolist() == [place for place in range(number) for _ in range(count)]
         assert boxes.shape == (number * count, 4)
-
-
-@pytest.mark.parametrize("name", [PANOPTIC, DEFORMABLE, SEMANTIC])
-def test_the_network_runs_over_the_whole_batch(name: str, tmp_path: Path) -> None:
-    export(name, tmp_path, {"batch": "dynamic"})
-
-    graph = onnx.load(tmp_path / "model.onnx").graph
-    (loop,) = [node for node in graph.node if node.op_type == "Loop"]
-    outside = [node.op_type for node in graph.node]
-    inside = [node.op_type for node in nodes_of(loop.attribute[0].g)]
-    of_heads = {PANOPTIC: 6, DEFORMABLE: 6, SEMANTIC: 0}[name]  # convolutions of regions
-    assert outside.count("Conv") > 50
-    assert inside.count("Conv") + inside.count("ConvTranspose") <= of_heads
-    assert "RoiAlign" not in outside
 
 
 @pytest.mark.parametrize("name", ["mask_rcnn_dcn_fpn", "keypoint_rcnn_fpn"])
