@@ -25,7 +25,7 @@ from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats import onnx_export, onnx_file
 from zooport.export_core.formats.base import Format
 from zooport.export_core.formats.onnx_dense import split
-from zooport.export_core.formats.onnx_heatmaps import MatrixHeatmapDecoder, upper_bounds
+from zooport.export_core.formats.onnx_heatmaps import MatrixHeatmapDecoder, peaks, upper_bounds
 from zooport.export_core.formats.onnx_operators import float_at_most, registered
 from zooport.export_core.formats.onnx_regions import OneImageSelector
 from zooport.export_core.formats.onnx_stand_ins import BatchedClassNms, stand_ins
@@ -492,13 +492,13 @@ def test_heatmaps_are_decoded_as_by_interpolation(kind: str) -> None:
     corners = torch.rand((len(BOXES), 2), generator=generator) * 50
     boxes = torch.cat((corners, corners + torch.tensor(BOXES)), dim=1)
 
-    found = MatrixHeatmapDecoder()(heatmaps, boxes)
+    found = MatrixHeatmapDecoder(peaks)(heatmaps, boxes)
 
     wanted = HeatmapDecoder()(heatmaps, boxes)
     torch.testing.assert_close(found[..., 2], wanted[..., 2], rtol=1e-4, atol=1e-5)
     if kind != "flat":  # where any pixel may win
         torch.testing.assert_close(found[..., :2], wanted[..., :2], rtol=0, atol=1e-4)
-    assert MatrixHeatmapDecoder()(heatmaps[:0], boxes[:0]).shape == (0, 3, 3)
+    assert MatrixHeatmapDecoder(peaks)(heatmaps[:0], boxes[:0]).shape == (0, 3, 3)
 
 
 def test_no_pixel_is_above_the_bound_of_the_cells_around_it() -> None:

@@ -7,6 +7,8 @@ computed between those cells whose bound reaches what another pixel has: the res
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -22,11 +24,15 @@ NEVER = -1e30  # the logit of a pixel that is not between the cells in question
 
 
 class MatrixHeatmapDecoder(nn.Module):
-    """The highest pixel of each heatmap upsampled to its box; takes the place of HeatmapDecoder."""
+    """The highest pixel of each heatmap upsampled to its box; takes the place of HeatmapDecoder.
 
-    def __init__(self) -> None:
+    Args:
+        peaks_of: :func:`peaks`, compiled where it is to be converted.
+    """
+
+    def __init__(self, peaks_of: Any) -> None:
         super().__init__()
-        self.peaks = torch.jit.script(peaks)
+        self.peaks = peaks_of
 
     def forward(self, heatmaps: Tensor, boxes: Tensor) -> Tensor:
         """Return float32 (R, K, 3); arguments as of HeatmapDecoder."""

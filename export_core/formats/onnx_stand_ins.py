@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zooport.export_core.formats import onnx_regions as regions
 from zooport.export_core.formats.onnx_functions import suppress
-from zooport.export_core.formats.onnx_heatmaps import MatrixHeatmapDecoder
+from zooport.export_core.formats.onnx_heatmaps import MatrixHeatmapDecoder, peaks
 from zooport.export_core.formats.onnx_regions import A_BOX, NO_BOX
 from zooport.export_core.formats.replaced_modules import replaced
 from zooport.export_core.modeling.boxes import BoxCoder, ClassNms
@@ -28,7 +28,7 @@ _STAND_INS: dict[type[nn.Module], Any] = {
     BoxCoder: regions.PairedBoxCoder,
     ClassNms: lambda module: BatchedClassNms(module.iou_threshold),
     DetectionSelector: regions.OneImageSelector,
-    HeatmapDecoder: lambda module: MatrixHeatmapDecoder(),
+    HeatmapDecoder: lambda module: MatrixHeatmapDecoder(compiled(peaks)),
     ImageNormalizer: regions.OneImageNormalizer,
     RPN: regions.OneImageRPN,
 }
