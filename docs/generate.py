@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from zooport.cli import app
+from zooport.export_core import formats
 from zooport.export_core.failures import CODES
 from zooport.export_core.zoo import CatalogEntry, catalog
 from zooport.export_core.zoo.coverage import refusals
@@ -100,7 +101,30 @@ def fault_matrix() -> str:
     )
 
 
+def latency_table() -> str:
+    """Return one row per architecture: seconds of eager PyTorch, and each format's share of them."""
+    rows = json.loads((DOCS.parent / "benchmarks" / "latency.json").read_text(encoding="utf-8"))
+    names = [name for name in formats.names() if any(name in row["shares"] for row in rows)]
+    rows.sort(key=lambda row: (row["architecture"].startswith("demo"), row["architecture"]))
+    return "\n".join(
+        [
+            f"| model | eager | {' | '.join(f'`{name}`' for name in names)} |",
+            f"| --- | ---: |{' ---: |' * len(names)}",
+            *(f"| {row['architecture']} | {_time(row['eager_s'])} | {_shares(row, names)} |" for row in rows),
+        ]
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds > 1 else f"{1000 * seconds:.1f} ms"
+
+
+def _shares(row: dict[str, Any], names: list[str]) -> str:
+    return " | ".join(f"{row['shares'][name]:.2f}" if name in row["shares"] else "" for name in names)
+
+
 GENERATED = {
+    "onnx.md": latency_table,
     "failures.md": failure_table,
     "cli.md": command_reference,
     "zoo.md": zoo_table,

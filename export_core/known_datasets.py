@@ -61,7 +61,7 @@ def named_dataset(name: str) -> DatasetSource | None:
 
 @cache
 def _places() -> dict[str, _Place]:
-    return dict([*_coco(), *_panoptic(), *_lvis(), *_voc(), *_cityscapes()])
+    return dict([*_coco(), *_panoptic(), *_lvis(), *_voc(), *_cityscapes(), *_ade20k()])
 
 
 def _coco() -> Iterator[tuple[str, _Place]]:
@@ -123,3 +123,11 @@ def _cityscapes() -> Iterator[tuple[str, _Place]]:
     for split in ("train", "val"):
         images, truth = f"cityscapes/leftImg8bit/{split}", f"cityscapes/gtFine/{split}"
         yield f"cityscapes_fine_instance_seg_{split}", _Place(truth, images, "cityscapes")
+        yield f"cityscapes_fine_sem_seg_{split}", _Place(truth, images, "semantic")
+
+
+def _ade20k() -> Iterator[tuple[str, _Place]]:
+    for split, folder in (("train", "training"), ("val", "validation")):
+        root = "ADEChallengeData2016"
+        place = _Place(f"{root}/annotations_detectron2/{folder}", f"{root}/images/{folder}", "semantic")
+        yield f"ade20k_sem_seg_{split}", place

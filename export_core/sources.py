@@ -44,7 +44,7 @@ class DatasetSource:
     Attributes:
         kind: format of the annotations, and with it how detections are counted: one of :data:`KINDS`.
         annotations: a COCO or LVIS file; the folder of Pascal VOC's XML files; the folder of Cityscapes'
-            ``<city>/*_gtFine_instanceIds.png``.
+            ``<city>/*_gtFine_instanceIds.png``; of a semantic dataset, the folder of its label maps.
         images: the folder of the images; LVIS names them below it by the end of their ``coco_url``,
             ``val2017/000000397133.jpg``.
         image_list: of Pascal VOC: the file with one image name a line.
@@ -66,7 +66,7 @@ class DatasetSource:
     classes: tuple[str, ...] = ()
 
 
-KINDS = ("coco", "lvis", "voc", "cityscapes")
+KINDS = ("coco", "lvis", "voc", "cityscapes", "semantic")
 
 DATASET_PATHS = ("annotations", "images", "image_list", "panoptic", "panoptic_masks", "semantic_masks")
 """The fields of a dataset that are paths."""

@@ -127,12 +127,21 @@ class CityscapesSpec(_Dataset):
     images: str
 
 
+class SemanticSpec(_Dataset):
+    """``datasets: {NAME: {kind: semantic, ...}}``: folders of label maps and images."""
+
+    kind: Literal["semantic"]
+    annotations: str
+    images: str
+
+
 DATASETS: Mapping[str, type[_Dataset]] = {
     "name": NamedDatasetSpec,
     "coco": CocoSpec,
     "lvis": LvisSpec,
     "voc": VocSpec,
     "cityscapes": CityscapesSpec,
+    "semantic": SemanticSpec,
 }
 
 
@@ -150,7 +159,8 @@ DatasetSpec = Annotated[
     | Annotated[CocoSpec, Tag("coco")]
     | Annotated[LvisSpec, Tag("lvis")]
     | Annotated[VocSpec, Tag("voc")]
-    | Annotated[CityscapesSpec, Tag("cityscapes")],
+    | Annotated[CityscapesSpec, Tag("cityscapes")]
+    | Annotated[SemanticSpec, Tag("semantic")],
     Discriminator(_dataset_tag),
 ]
 

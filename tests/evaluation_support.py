@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pytest
 from PIL import Image
 
+from zooport.export_core.evaluation import compute_metrics, predict
 from zooport.export_core.evaluation.datasets import Dataset
+from zooport.export_core.evaluation.resampling import draw
 from zooport.export_core.evaluation.tasks import ImagePrediction
 from zooport.export_core.sources import DatasetSource
 
@@ -150,3 +155,50 @@ class Oracle:
             "pred_masks": np.ones((len(objects), 1, 28, 28), dtype=np.float32),
         }
         return self.change(outputs)
+
+
+def repeated(
+    dataset: Dataset, predictions: Iterable[ImagePrediction], weights: Sequence[int]
+) -> tuple[Dataset, list[ImagePrediction]]:
+    """The dataset in which each image is there as often as it was drawn, its copies one after another."""
+    found = {prediction.image_id: prediction for prediction in predictions}
+    images: list[Any] = []
+    annotations: list[Any] = []
+    copies: list[ImagePrediction] = []
+    place = {identifier: rank for rank, identifier in enumerate(sorted(found))}
+    for image, times in zip(dataset.images, weights, strict=True):
+        for copy in range(times):
+            identifier = (
+                place[image.id] * 1000 + copy
+            )  # in the order of the ids, which decides between equals
+            images.append(replace(image, id=identifier))
+            annotations += [
+                replace(each, image_id=identifier) for each in dataset.annotations_by_image[image.id]
+            ]
+            copies.append(replace(found[image.id], image_id=identifier))
+    return replace(dataset, images=tuple(images), annotations=tuple(annotations)), copies
+
+
+def check_resamples(dataset: Dataset, predictions: Sequence[ImagePrediction], config: Any) -> None:
+    """Resamples must count as datasets of their images do, to the last digits.
+
+    Only where no two detections of an image have the same score.
+    """
+    tallies: dict[str, Mapping[str, npt.NDArray[Any]]] = {}
+    metrics = compute_metrics(predictions, dataset, config, tallies)
+    assert metrics == compute_metrics(predictions, dataset, config)
+    tasks: Mapping[str, Any] = predict.known_tasks()
+    weights = np.concatenate(
+        [np.ones((1, len(dataset.images)), dtype=np.int32), draw(len(dataset.images))[:3]]
+    )
+    found: dict[str, npt.NDArray[Any]] = {}
+    for key, tally in tallies.items():
+        sampled = tasks[key].resampled(tally, weights)
+        found |= {f"{tasks[key].name}/{name}": values for name, values in sampled.items()}
+    assert len(found) >= len(metrics) > 3
+    for number, row in enumerate(weights.tolist()):
+        drawn, copies = repeated(dataset, predictions, row)
+        defined = {
+            name: float(values[number]) for name, values in found.items() if np.isfinite(values[number])
+        }
+        assert defined == pytest.approx(compute_metrics(copies, drawn, config), abs=1e-9), number

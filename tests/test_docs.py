@@ -27,7 +27,7 @@ def generate() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["failures.md", "zoo.md", "reliability.md"])
+@pytest.mark.parametrize("page", ["failures.md", "zoo.md", "reliability.md", "onnx.md"])
 def test_generated_pages_are_what_the_code_says(generate: ModuleType, page: str) -> None:
     written = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert written == generate.rewritten(page), "run: make docs"

@@ -32,7 +32,7 @@ from zooport.tests.cityscapes_support import (
     predictions,
     write_cityscapes,
 )
-from zooport.tests.evaluation_support import DATA, make_config
+from zooport.tests.evaluation_support import DATA, check_resamples, make_config
 
 CONFIG = make_config(MODEL__MASK_ON=True, MODEL__ROI_HEADS__NUM_CLASSES=8)
 
@@ -76,6 +76,11 @@ def test_ap_equals_that_of_cityscapesscripts(source: DatasetSource) -> None:
 
     assert metrics == pytest.approx(expected, abs=1e-9)
     assert "segm/AP-train" not in metrics  # there is none
+
+
+def test_a_resample_counts_as_a_dataset_of_its_images_does(source: DatasetSource) -> None:
+    dataset = load_dataset(source)
+    check_resamples(dataset, predict_images(Recorded(names_of(dataset)), dataset, CONFIG), CONFIG)
 
 
 def test_parts_joined_give_the_same(source: DatasetSource) -> None:

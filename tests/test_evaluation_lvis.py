@@ -24,7 +24,7 @@ from zooport.export_core.evaluation import (
 from zooport.export_core.evaluation.datasets import Dataset
 from zooport.export_core.failures import Failure
 from zooport.export_core.sources import DatasetSource
-from zooport.tests.evaluation_support import DATA, make_config
+from zooport.tests.evaluation_support import DATA, check_resamples, make_config
 from zooport.tests.lvis_support import CATEGORIES, SIZE, lvis_document, lvis_predictions, segmentation
 
 CONFIG = make_config(MODEL__MASK_ON=True, MODEL__ROI_HEADS__NUM_CLASSES=CATEGORIES)
@@ -75,6 +75,17 @@ def test_box_and_mask_ap_equal_those_of_the_package_lvis(tmp_path: Path) -> None
 
     assert metrics == pytest.approx(expected, abs=1e-9)
     assert {"bbox/APr", "bbox/APc", "bbox/APf", "segm/APr", "segm/AP-c3"} <= set(metrics)
+
+
+def test_a_resample_counts_as_a_dataset_of_its_images_does(tmp_path: Path) -> None:
+    def apart(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**row, "score": row["score"] + 1e-9 * number} for number, row in enumerate(rows)]
+
+    distinct = [
+        ImagePrediction(image, {task: apart(rows) for task, rows in prediction.values.items()})
+        for image, prediction in predictions().items()
+    ]
+    check_resamples(load_dataset(write_lvis(tmp_path)), distinct, CONFIG)
 
 
 class Recorded:

@@ -23,7 +23,7 @@ from zooport.export_core.evaluation.datasets import Dataset
 from zooport.export_core.failures import Failure
 from zooport.export_core.known_datasets import named_dataset
 from zooport.export_core.sources import DatasetSource, ImageSample
-from zooport.tests.evaluation_support import DATA, Oracle, make_config
+from zooport.tests.evaluation_support import DATA, Oracle, check_resamples, make_config
 from zooport.tests.voc_support import CLASSES, IMAGES, voc_predictions, voc_xml, write_voc
 
 CONFIG = make_config(MODEL__ROI_HEADS__NUM_CLASSES=20)
@@ -54,6 +54,11 @@ def predictions() -> list[ImagePrediction]:
         )
         for image, rows in voc_predictions().items()
     ]
+
+
+@pytest.mark.parametrize("year", [2007, 2012])
+def test_a_resample_counts_as_a_dataset_of_its_images_does(voc2007: DatasetSource, year: int) -> None:
+    check_resamples(load_dataset(replace(voc2007, year=year)), predictions(), CONFIG)
 
 
 def test_ap_of_2007_equals_that_of_detectron2(voc2007: DatasetSource) -> None:

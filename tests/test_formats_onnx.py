@@ -24,8 +24,11 @@ from zooport.export_core.evaluation.framing import in_image_frame
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats import onnx_export, onnx_file
 from zooport.export_core.formats.base import Format
-from zooport.export_core.formats.onnx_operators import float_at_most
-from zooport.export_core.formats.onnx_stand_ins import BatchedClassNms, MatrixHeatmapDecoder, stand_ins
+from zooport.export_core.formats.onnx_dense import split
+from zooport.export_core.formats.onnx_heatmaps import MatrixHeatmapDecoder, peaks, upper_bounds
+from zooport.export_core.formats.onnx_operators import float_at_most, registered
+from zooport.export_core.formats.onnx_regions import OneImageSelector
+from zooport.export_core.formats.onnx_stand_ins import BatchedClassNms, stand_ins
 from zooport.export_core.isolation import run_isolated
 from zooport.export_core.modeling.boxes import class_nms
 from zooport.export_core.modeling.build import load_model
@@ -122,14 +125,58 @@ def test_a_trained_model_is_the_same_at_every_size_and_without_detections(
 
 
 @pytest.mark.parametrize(
-    ("name", "batch"),
-    [(MASK, 3), (PANOPTIC, 2), (KEYPOINT, "dynamic"), (SEMANTIC, "dynamic"), (FAST, "dynamic")],
+    ("name", "batch", "heads"),  # and how many convolutions regions have of their own
+    [
+        (DEFORMABLE, 3, 6),
+        (PANOPTIC, 2, 6),
+        (KEYPOINT, "dynamic", 9),
+        (SEMANTIC, "dynamic", 0),
+        (FAST, "dynamic", 0),
+    ],
 )
-def test_in_a_batch_neighbours_do_not_matter(name: str, batch: int | str, tmp_path: Path) -> None:
+def test_in_a_batch_neighbours_do_not_matter_and_the_network_runs_once(
+    name: str, batch: int | str, heads: int, tmp_path: Path
+) -> None:
     model = export(name, tmp_path, {"batch": batch})
 
     for size in IMAGES[:2]:
         check(model, tmp_path, inputs_of(name, *size), {"batch": batch})
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    (loop,) = [node for node in graph.node if node.op_type == "Loop"]
+    outside, inside = ([node.op_type for node in nodes_of(part)] for part in (graph, loop.attribute[0].g))
+    assert inside.count("Conv") + inside.count("ConvTranspose") <= heads
+    assert outside.count("Conv") - inside.count("Conv") > 50  # with those of the loop they are all
+
+
+def test_group_norm_and_resizing_keep_images_of_a_batch_apart(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        torch.nn.GroupNorm(4, 8),
+        torch.nn.ReLU(),
+        torch.nn.Upsample(scale_factor=2.0, mode="bilinear"),
+    ).eval()
+    image = torch.randn(1, 3, 20, 30)
+    with registered(20):
+        torch.onnx.export(
+            network,
+            (image,),
+            str(tmp_path / "raw.onnx"),
+            dynamo=False,
+            opset_version=20,
+            input_names=["image"],
+            dynamic_axes={"image": {2: "height", 3: "width"}},
+        )
+    made = onnx_file.simplify(tmp_path / "raw.onnx", tmp_path / "simple.onnx")
+
+    assert split(made.graph, "image").rest == []
+
+    made.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    made.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    session = onnxruntime.InferenceSession(made.SerializeToString())
+    images = torch.randn(3, 3, 24, 16) * torch.tensor([1.0, 5.0, 9.0])[:, None, None, None]
+    (found,) = session.run(None, {"image": images.numpy()})
+    wanted = torch.cat([network(one[None]) for one in images]).detach()
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 def test_a_dynamic_batch_takes_any_number_of_images(tmp_path: Path) -> None:
@@ -164,8 +211,15 @@ def test_half_precision_halves_the_file_and_keeps_detections(name: str, demo: An
 def test_results_in_the_frame_of_the_original_image(name: str, demo: Any, tmp_path: Path) -> None:
     model, image = demo(name)
     options = {"postprocess": True}
-    exporter().export(model, {"image": image}, sorted(run(model, {"image": image})), tmp_path, options)
-    predict = exporter().load(tmp_path, sorted(run(model, {"image": image})), options)
+    fields = sorted(run(model, {"image": image}))
+    exporter().export(model, {"image": image}, fields, tmp_path, options)
+    predict = exporter().load(tmp_path, fields, options)
+
+    together = {**options, "batch": 2}  # neighbours have the frame in common
+    (tmp_path / "batch").mkdir()
+    exporter().export(model, {"image": image}, fields, tmp_path / "batch", together)
+    in_batch = exporter().load(tmp_path / "batch", fields, together)
+    assert in_batch.in_image_frame  # type: ignore[attr-defined]
 
     nothing = torch.full((3, 64, 64), 114.0)
     for given in (image, image[:, :200, :170].contiguous(), nothing):
@@ -174,8 +228,8 @@ def test_results_in_the_frame_of_the_original_image(name: str, demo: Any, tmp_pa
         for height, width in ((97, 301), network):
             wanted = in_image_frame(eager, network, (height, width))
             inputs = {"image": given.numpy(), "height": np.array(height), "width": np.array(width)}
-            found = predict(**inputs)
-            compare_outputs(Sample(name, inputs, wanted), found, exporter().tolerance(options))
+            for found in (predict(**inputs), in_batch(**inputs)):
+                compare_outputs(Sample(name, inputs, wanted), found, exporter().tolerance(options))
 
 
 @pytest.mark.alone
@@ -312,7 +366,6 @@ def test_a_process_with_onnx_runtime_alone_uses_the_artifact(tmp_path: Path) -> 
         ({"batch": True}, "batch = True is neither"),
         ({"fp16": 1}, "fp16 = 1 is neither true nor false"),
         ({"postprocess": "yes"}, "postprocess = 'yes' is neither true nor false"),
-        ({"postprocess": True, "batch": 2}, "postprocess = True does not go with batch"),
         ({"simplify": True}, "format onnx has no option 'simplify'"),
     ],
 )
@@ -382,9 +435,21 @@ def test_modules_are_whole_again_after_an_export(tmp_path: Path) -> None:
 
     kinds = {type(module) for module in model.modules()}
     assert HeatmapDecoder in kinds
-    assert not kinds & {BatchedClassNms, MatrixHeatmapDecoder}
+    assert not kinds & {OneImageSelector, MatrixHeatmapDecoder}
     with stand_ins(model):
-        assert {type(module) for module in model.modules()} >= {BatchedClassNms, MatrixHeatmapDecoder}
+        assert {type(module) for module in model.modules()} >= {OneImageSelector, MatrixHeatmapDecoder}
+
+
+def test_a_detector_that_proposes_nothing_finds_nothing(tmp_path: Path) -> None:
+    model: Any = build_for_export(MASK, tiny=True)
+    inputs = inputs_of(MASK, *IMAGES[0])
+    fields = sorted(run(model, inputs))
+    model.proposal_generator.min_size = 1e6
+    assert len(run(model, inputs)["scores"]) == 0
+
+    exporter().export(model, inputs, fields, tmp_path, {})
+
+    check(model, tmp_path, inputs_of(MASK, *IMAGES[1]), {})
 
 
 @pytest.mark.parametrize("count", [0, 1, 60, 800])
@@ -401,17 +466,50 @@ def test_batched_suppression_is_class_wise_suppression(count: int, classes: int)
     assert found.tolist() == class_nms(boxes, scores, labels, 0.5).tolist()
 
 
-def test_heatmaps_are_decoded_as_by_interpolation() -> None:
+# Small ones are computed as a whole, of large ones what can be highest, if they are not narrow.
+BOXES = [
+    [0.3, 4.0],
+    [30.5, 80.2],
+    [56.0, 56.0],
+    [120.7, 33.0],
+    [1.0, 1.0],
+    [300.0, 400.5],
+    [90.0, 1e3],
+    [600.0, 290.0],
+]
+
+
+@pytest.mark.parametrize("kind", ["rough", "smooth", "at the border", "flat"])
+def test_heatmaps_are_decoded_as_by_interpolation(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    heatmaps = torch.randn((6, 3, 56, 56), generator=generator)
-    corners = torch.rand((6, 2), generator=generator) * 50
-    sides = torch.tensor([[0.3, 4.0], [30.5, 80.2], [56.0, 56.0], [120.7, 33.0], [5.0, 300.0], [1.0, 1.0]])
-    boxes = torch.cat((corners, corners + sides), dim=1)
+    heatmaps = torch.randn((len(BOXES), 3, 56, 56), generator=generator) * 3
+    if kind == "smooth":
+        heatmaps = torch.nn.functional.avg_pool2d(heatmaps, 7, stride=1, padding=3)
+    elif kind == "at the border":
+        heatmaps[:, 0, 0, 0], heatmaps[:, 1, 20, 55], heatmaps[:, 2, 55, 54:] = 20.0, 20.0, 20.0
+    elif kind == "flat":
+        heatmaps = heatmaps[:, :, :1, :1].expand(-1, -1, 56, 56).contiguous()
+    corners = torch.rand((len(BOXES), 2), generator=generator) * 50
+    boxes = torch.cat((corners, corners + torch.tensor(BOXES)), dim=1)
 
-    found = MatrixHeatmapDecoder()(heatmaps, boxes)
+    found = MatrixHeatmapDecoder(peaks)(heatmaps, boxes)
 
-    torch.testing.assert_close(found, HeatmapDecoder()(heatmaps, boxes), rtol=0, atol=1e-4)
-    assert MatrixHeatmapDecoder()(heatmaps[:0], boxes[:0]).shape == (0, 3, 3)
+    wanted = HeatmapDecoder()(heatmaps, boxes)
+    torch.testing.assert_close(found[..., 2], wanted[..., 2], rtol=1e-4, atol=1e-5)
+    if kind != "flat":  # where any pixel may win
+        torch.testing.assert_close(found[..., :2], wanted[..., :2], rtol=0, atol=1e-4)
+    assert MatrixHeatmapDecoder(peaks)(heatmaps[:0], boxes[:0]).shape == (0, 3, 3)
+
+
+def test_no_pixel_is_above_the_bound_of_the_cells_around_it() -> None:
+    heatmaps = torch.randn((1, 4, 12, 12), generator=torch.Generator().manual_seed(0))
+    bounds = upper_bounds(torch.nn.functional.pad(heatmaps, [2, 2, 2, 2], mode="replicate")[0], 12)
+
+    finely = torch.nn.functional.interpolate(heatmaps, size=(192, 192), mode="bicubic")[0]
+
+    spaces = torch.floor((torch.arange(192) + 0.5) / 16 - 0.5).to(torch.int64) + 1
+    assert (finely <= bounds[:, spaces][:, :, spaces] + 1e-6).all()
+    assert bounds.mean() < finely.mean() + 2.5 * heatmaps.std()  # and they are not far above
 
 
 @pytest.mark.parametrize("value", [0.5, 0.6, 0.7, 0.3, 0.1, 0.05])

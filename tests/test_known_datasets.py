@@ -42,6 +42,16 @@ PLACES = {
     "lvis_v0.5_val_cocofied": ("lvis", "lvis/lvis_v0.5_val_cocofied.json", "coco"),
     "voc_2007_test": ("voc", "VOC2007/Annotations", "VOC2007/JPEGImages"),
     "voc_2012_val": ("voc", "VOC2012/Annotations", "VOC2012/JPEGImages"),
+    "ade20k_sem_seg_val": (
+        "semantic",
+        "ADEChallengeData2016/annotations_detectron2/validation",
+        "ADEChallengeData2016/images/validation",
+    ),
+    "cityscapes_fine_sem_seg_train": (
+        "semantic",
+        "cityscapes/gtFine/train",
+        "cityscapes/leftImg8bit/train",
+    ),
     "cityscapes_fine_instance_seg_val": (
         "cityscapes",
         "cityscapes/gtFine/val",

@@ -170,6 +170,29 @@ def test_cached_export_points_to_the_earlier_success(registry: Registry) -> None
     assert registry.run("latest").cached == 1
 
 
+def test_cached_export_is_shown_with_the_tolerance_in_force_not_with_that_of_its_source(
+    registry: Registry,
+) -> None:
+    (first,) = begin(registry, ["a"])
+    succeed(registry, first)
+    registry.finish_run(run_of(first))
+    job = replace(
+        make_job("r-2", 1, "a"), tolerance={"AP": 0.5}, tolerance_origins={"AP": "zoo.yaml: tolerance"}
+    )
+    success = registry.find_success(job.key)
+    assert success is not None
+    registry.begin_run(MANIFEST, "", [job], [], run_id="r-2", cached={job.id: success})
+
+    for row in (*registry.exports(), registry.export(job.id).row):
+        assert row.id == job.id
+        assert (row.metrics["bbox/AP"].tolerance, row.metrics["bbox/AP"].origin) == (
+            0.5,
+            "zoo.yaml: tolerance",
+        )
+        assert row.metrics["bbox/AP50"].tolerance is None
+    assert registry.export(first.id).row.metrics["bbox/AP"].tolerance is None  # as it was recorded
+
+
 def test_cached_export_is_not_itself_a_source(registry: Registry) -> None:
     (first,) = begin(registry, ["a"])
     succeed(registry, first)

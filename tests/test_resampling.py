@@ -31,7 +31,7 @@ from zooport.export_core.evaluation.resampling import (
 from zooport.export_core.evaluation.tasks import measure_of
 from zooport.export_core.failures import Failure
 from zooport.export_core.shards import split
-from zooport.tests.evaluation_support import demo_source, make_config, recorded_predictions
+from zooport.tests.evaluation_support import demo_source, make_config, recorded_predictions, repeated
 from zooport.tests.test_pipeline import ignore, source_of
 
 Array = npt.NDArray[Any]
@@ -58,25 +58,6 @@ def boxes_and_masks(zoo: Path) -> tuple[Dataset, list[ImagePrediction], Any]:
     dataset = load_dataset(demo_source(zoo))
     predictions = recorded_predictions("mask_rcnn_fpn", dataset, {"bbox": "bbox", "segm": "segmentation"})
     return dataset, predictions, make_config(MODEL__MASK_ON=True, **FIVE)
-
-
-def repeated(
-    dataset: Dataset, predictions: list[ImagePrediction], weights: Array
-) -> tuple[Dataset, list[ImagePrediction]]:
-    """The dataset in which each image is there as often as it was drawn, its copies one after another."""
-    found = {prediction.image_id: prediction for prediction in predictions}
-    images: list[Any] = []
-    annotations: list[Any] = []
-    copies: list[ImagePrediction] = []
-    for image, times in zip(dataset.images, weights.tolist(), strict=True):
-        for _ in range(times):
-            identifier = len(images)
-            images.append(replace(image, id=identifier))
-            annotations += [
-                replace(each, image_id=identifier) for each in dataset.annotations_by_image[image.id]
-            ]
-            copies.append(replace(found[image.id], image_id=identifier))
-    return replace(dataset, images=tuple(images), annotations=tuple(annotations)), copies
 
 
 def test_every_image_once_gives_the_metrics_themselves(demo_zoo: Path) -> None:

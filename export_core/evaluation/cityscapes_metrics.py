@@ -73,17 +73,67 @@ class CityscapesMaskAP:
 
     def score(self, values: Sequence[Matches], dataset: Dataset, config: Any) -> dict[str, float]:
         """Return AP and AP50, and AP of each class that has instances."""
-        table = np.array(
-            [[_average_precision(values, label, iou) for iou in _IOUS] for label in dataset.category_ids]
-        )
-        counted = ~np.isnan(table[:, 0])
-        if not counted.any():
-            return {}
-        metrics = {"AP": table[counted].mean(), "AP50": table[counted, 0].mean()}
-        for name, row in zip(dataset.class_names, table, strict=True):
-            if not np.isnan(row[0]):
-                metrics[f"AP-{name}"] = row.mean()
-        return {name: 100.0 * float(value) for name, value in metrics.items()}
+        return self.measure(values, dataset, config)[0]
+
+    def measure(
+        self, values: Sequence[Matches], dataset: Dataset, config: Any
+    ) -> tuple[dict[str, float], dict[str, Array]]:
+        """Return the metrics, and which detections of all images are right."""
+        tally = _tally(values, dataset)
+        once = self.resampled(tally, np.ones((1, len(values)), dtype=np.int32))
+        return {name: float(points[0]) for name, points in once.items() if not np.isnan(points[0])}, tally
+
+    def resampled(self, tally: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+        """Return the metrics of resampled images."""
+        labels = tally["labels"].tolist()
+        table = np.full((len(labels), len(_IOUS), len(weights)), np.nan)
+        label, image, count = tally["instances"]
+        curve, curve_image, right = tally["found"]
+        for index, row in enumerate(table):
+            of = label == index
+            instances = weights[:, image[of]] @ count[of]
+            for position in range(len(_IOUS)):
+                here = curve == index * len(_IOUS) + position
+                drawn = weights[:, curve_image[here]]
+                area = _area(tally["scores"][here], drawn, right[here], instances)
+                row[position] = np.where(instances == 0, np.nan, area)
+        present = ~np.isnan(table[:, 0])
+        counted = np.maximum(present.sum(axis=0), 1)
+        totals = np.where(present[:, None], table, 0.0).sum(axis=0) / counted
+        metrics = {"AP": totals.mean(axis=0), "AP50": totals[0]}
+        metrics = {name: np.where(present.any(axis=0), points, np.nan) for name, points in metrics.items()}
+        metrics |= {f"AP-{name}": row.mean(axis=0) for name, row in zip(labels, table, strict=True)}
+        return {name: 100.0 * points for name, points in metrics.items()}
+
+
+def _tally(values: Sequence[Matches], dataset: Dataset) -> dict[str, Array]:
+    """Return which detections are right.
+
+    Returns:
+        - found: int32 (3, M): number of the curve (label * IoU thresholds + threshold), index of the image,
+          and 1 if it is right;
+        - scores: float64 (M,);
+        - instances: int32 (3, G): label, image and number of the instances to find;
+        - labels: names of the labels.
+    """
+    found: list[tuple[int, int, int]] = []
+    scores: list[float] = []
+    instances: list[tuple[int, int, int]] = []
+    for image, value in enumerate(values):
+        for index, label in enumerate(dataset.category_ids):
+            count = sum(_counts(each) for each in value["truth"] if each[0] == label)
+            if count:
+                instances.append((index, image, count))
+            for position, threshold in enumerate(_IOUS):
+                for score, right in _judge(value, label, threshold):
+                    found.append((index * len(_IOUS) + position, image, int(right)))
+                    scores.append(score)
+    return {
+        "found": np.array(found, dtype=np.int32).reshape(-1, 3).T,
+        "scores": np.array(scores, dtype=np.float64),
+        "instances": np.array(instances, dtype=np.int32).reshape(-1, 3).T,
+        "labels": np.array(dataset.class_names, dtype=np.str_),
+    }
 
 
 def _label(number: int) -> int:
@@ -101,17 +151,6 @@ def _shared(mask: PastedMask, ids: Array) -> dict[int, int]:
 def _counts(instance: Sequence[int]) -> bool:
     _, number, pixels = instance
     return number >= _FIRST_INSTANCE and pixels >= _SMALLEST
-
-
-def _average_precision(values: Sequence[Matches], label: int, threshold: float) -> float:
-    """Return the AP of one label at one IoU threshold; NaN where there is no instance."""
-    instances = sum(_counts(each) for image in values for each in image["truth"] if each[0] == label)
-    if not instances:
-        return float("nan")
-    judged = np.array([row for image in values for row in _judge(image, label, threshold)]).reshape(-1, 2)
-    if not len(judged):
-        return 0.0
-    return _area(judged[:, 0], judged[:, 1], instances)
 
 
 def _judge(image: Matches, label: int, threshold: float) -> Iterator[tuple[float, float]]:
@@ -146,12 +185,27 @@ def _ignored(met: Sequence[Sequence[int]], truth: Sequence[Sequence[int]], void:
     return total
 
 
-def _area(scores: Array, right: Array, instances: int) -> float:
-    """Return the area below the curve; each point stands for half of the recall to both of its neighbours."""
+def _area(scores: Array, drawn: Array, right: Array, instances: Array) -> Array:
+    """Return the area below the curve; each point stands for half of the recall to both of its neighbours.
+
+    Args:
+        scores: (M,).
+        drawn: (R, M) how often each counts.
+        right: (M,) 1 or 0.
+        instances: (R,) to find.
+
+    Returns:
+        float64 (R,).
+    """
     order = np.argsort(scores)
     _, first = np.unique(scores[order], return_index=True)
-    hits = np.cumsum(right[order][::-1])[::-1][first]  # among those of at least this score
-    precision = np.append(hits / (len(scores) - first), 1.0)
-    recall = np.append(hits / instances, 0.0)
-    around = np.concatenate([recall[:1], recall, [0.0]])
-    return float(np.dot(precision, (around[:-2] - around[2:]) / 2))
+    drawn = drawn[:, order]
+    # Among those of at least this score. A point that was not drawn lies on its neighbour, or on the end.
+    total = np.cumsum(drawn[:, ::-1], axis=1)[:, ::-1][:, first]
+    hits = np.cumsum((drawn * right[order])[:, ::-1], axis=1)[:, ::-1][:, first]
+    end = np.ones((len(drawn), 1))
+    precision = np.concatenate([np.where(total == 0, 1.0, hits / np.maximum(total, 1)), end], axis=1)
+    recall = np.concatenate([hits / np.maximum(instances, 1)[:, None], 0 * end], axis=1)
+    around = np.concatenate([recall[:, :1], recall, 0 * end], axis=1)
+    area: Array = (precision * (around[:, :-2] - around[:, 2:]) / 2).sum(axis=1)
+    return area

@@ -187,7 +187,11 @@ def _match(
 
 
 def resampled_precision(
-    tally: Arrays, weights: Array, readings: Mapping[str, Reading], labels: Sequence[str] = ()
+    tally: Arrays,
+    weights: Array,
+    readings: Mapping[str, Reading],
+    labels: Sequence[str] = (),
+    groups: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
     """Return metrics of resampled images.
 
@@ -196,6 +200,7 @@ def resampled_precision(
         weights: (R, N) integers: how often each image is in each of R resamples.
         readings: metric -> what it is the mean of.
         labels: of the categories, for AP by category; none leaves those out.
+        groups: metric -> bool (K,), the categories that it is the mean AP of.
 
     Returns:
         Metric -> float64 (R,) in points (0-100), NaN where a resample has no object to find.
@@ -226,6 +231,8 @@ def resampled_precision(
     for name, (area, threshold) in readings.items():
         chosen = table[:, areas.index(area)]
         metrics[name] = _mean(chosen.mean(axis=1) if threshold is None else chosen[:, threshold])
+    for name, members in (groups or {}).items():
+        metrics[name] = _mean(table[members, areas.index(0)].mean(axis=1))
     for label, row in zip(labels, table[:, areas.index(0)], strict=bool(labels)) if labels else ():
         metrics[f"AP-{label}"] = row.mean(axis=0)
     return {name: 100.0 * values for name, values in metrics.items()}

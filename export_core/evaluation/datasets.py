@@ -27,7 +27,12 @@ from zooport.export_core.evaluation.panoptic_truth import PanopticTruth, load_pa
 from zooport.export_core.failures import Failure
 from zooport.export_core.sources import DatasetSource
 
-_LOADERS = {"lvis": "lvis_dataset", "voc": "voc_dataset", "cityscapes": "cityscapes_dataset"}
+_LOADERS = {
+    "lvis": "lvis_dataset",
+    "voc": "voc_dataset",
+    "cityscapes": "cityscapes_dataset",
+    "semantic": "semantic_dataset",
+}
 _Entry = TypeVar("_Entry")
 
 

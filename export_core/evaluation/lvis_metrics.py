@@ -9,7 +9,7 @@ image count; AP is also averaged over rare, common and frequent categories.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pycocotools import mask as mask_util
 
 from zooport.export_core.evaluation.coco_metrics import (
+    DETECTION_METRICS,
     BoxAP,
     MaskAP,
     Results,
@@ -27,8 +28,10 @@ from zooport.export_core.evaluation.coco_metrics import (
     ground_truth,
     has_head,
     mean_precision,
+    read_precision,
     require_detection_classes,
 )
+from zooport.export_core.evaluation.coco_resampling import resampled_precision
 from zooport.export_core.evaluation.datasets import Dataset, DatasetImage
 from zooport.export_core.evaluation.lvis_dataset import FREQUENCIES
 from zooport.export_core.evaluation.postprocess import Array
@@ -64,6 +67,16 @@ class LvisBoxAP:
 
     def score(self, values: Sequence[Results], dataset: Dataset, config: Any) -> dict[str, float]:
         """Return AP, AP50, AP75, APs, APm, APl, APr, APc, APf and AP per category."""
+        return self.measure(values, dataset, config)[0]
+
+    def resampled(self, tally: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+        """Return the metrics of resampled images."""
+        return resampled_lvis(tally, weights)
+
+    def measure(
+        self, values: Sequence[Results], dataset: Dataset, config: Any
+    ) -> tuple[dict[str, float], dict[str, Array]]:
+        """Return the metrics, and the matches of all images."""
         truth = by_image(dataset, [ground_truth(annotation) for annotation in dataset.annotations])
         found = [[{**row, "area": row["bbox"][2] * row["bbox"][3]} for row in rows] for rows in values]
         return lvis_metrics("bbox", truth, found, dataset)
@@ -91,6 +104,16 @@ class LvisMaskAP:
 
     def score(self, values: Sequence[Results], dataset: Dataset, config: Any) -> dict[str, float]:
         """Return AP, AP50, AP75, APs, APm, APl, APr, APc, APf and AP per category."""
+        return self.measure(values, dataset, config)[0]
+
+    def resampled(self, tally: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+        """Return the metrics of resampled images."""
+        return resampled_lvis(tally, weights)
+
+    def measure(
+        self, values: Sequence[Results], dataset: Dataset, config: Any
+    ) -> tuple[dict[str, float], dict[str, Array]]:
+        """Return the metrics, and the matches of all images."""
         rows = [
             {**ground_truth(annotation), "segmentation": rle}
             for annotation, rle in zip(dataset.annotations, dataset.mask_rles, strict=True)
@@ -103,7 +126,7 @@ class LvisMaskAP:
 
 def lvis_metrics(
     shape: str, truth: Sequence[Results], found: Sequence[Results], dataset: Dataset
-) -> dict[str, float]:
+) -> tuple[dict[str, float], dict[str, Array]]:
     """Match and average; ground truth and detections are grouped in the order of ``dataset.images``.
 
     Args:
@@ -113,30 +136,33 @@ def lvis_metrics(
         dataset: of kind "lvis".
 
     Returns:
-        Metrics in points; those that no ground truth defines are left out.
+        Metrics in points; those that no ground truth defines are left out. And what :func:`resampled_lvis`
+        takes.
     """
-    images = sorted(zip(dataset.images, truth, found, strict=True), key=lambda entry: _order(entry[0].id))
+    order = sorted(range(len(dataset.images)), key=lambda index: _order(dataset.images[index].id))
     matches: defaultdict[int, list[_Matches]] = defaultdict(list)
-    for image, objects, detections in images:
-        for matched in _match_image(shape, image, objects, detections):
+    for index in order:
+        for matched in _match_image(shape, index, dataset.images[index], truth[index], found[index]):
             matches[matched.category].append(matched)
     # Indexed by IoU threshold, recall, category, area; -1 where no ground truth defines an entry.
     precision = np.stack([_precision(matches[category.id]) for category in dataset.categories], axis=2)
     whole = precision[:, :, :, 0]
-    metrics = {
-        "AP": mean_precision(whole),
-        "AP50": mean_precision(whole[0]),
-        "AP75": mean_precision(whole[5]),
-        "APs": mean_precision(precision[:, :, :, 1]),
-        "APm": mean_precision(precision[:, :, :, 2]),
-        "APl": mean_precision(precision[:, :, :, 3]),
-    }
+    metrics = read_precision(precision[..., None], DETECTION_METRICS)
     groups = np.array([category.frequency for category in dataset.categories])
     for frequency in FREQUENCIES:
         metrics[f"AP{frequency}"] = mean_precision(whole[:, :, groups == frequency])
-    for index, label in enumerate(unique_labels(dataset)):
+    labels = unique_labels(dataset)
+    for index, label in enumerate(labels):
         metrics[f"AP-{label}"] = mean_precision(whole[:, :, index])
-    return defined(metrics)
+    by_category = [matches[category.id] for category in dataset.categories]
+    names = {"labels": np.array(labels, dtype=np.str_), "groups": groups.astype(np.str_)}
+    return defined(metrics), {**_tally(by_category), **names}
+
+
+def resampled_lvis(tally: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+    """Return the metrics of :func:`lvis_metrics` for resampled images, from what it returned."""
+    groups = {f"AP{frequency}": tally["groups"] == frequency for frequency in FREQUENCIES}
+    return resampled_precision(tally, weights, DETECTION_METRICS, tally["labels"].tolist(), groups)
 
 
 @dataclass(frozen=True)
@@ -144,12 +170,14 @@ class _Matches:
     """What became of one category's detections in one image.
 
     Attributes:
+        image: index in the dataset.
         scores: float64 (D,), descending.
         hit: bool (A, T, D): by area range and IoU threshold, whether the detection matches an object.
         ignored: bool (A, T, D): whether it counts for nothing.
         objects: int (A,): objects that count.
     """
 
+    image: int
     category: int
     scores: Array
     hit: BoolArray
@@ -177,9 +205,9 @@ def _federated(rows: Results, image: DatasetImage, present: Container[int]) -> R
 
 
 def _match_image(
-    shape: str, image: DatasetImage, objects: Results, detections: Results
+    shape: str, index: int, image: DatasetImage, objects: Results, detections: Results
 ) -> Iterator[_Matches]:
-    """Yield the matches of each category that counts in this image."""
+    """Yield the matches of each category that counts in this image, ``index`` in the dataset."""
     truth, found = defaultdict(list), defaultdict(list)
     for row in objects:
         truth[row["category_id"]].append(row)
@@ -187,11 +215,11 @@ def _match_image(
         found[row["category_id"]].append(row)
     for category in {**truth, **found}:
         partly = category in image.not_exhaustive
-        yield _match_category(shape, category, truth[category], found[category], partly)
+        yield _match_category(shape, index, category, truth[category], found[category], partly)
 
 
 def _match_category(
-    shape: str, category: int, truth: Results, found: Results, not_exhaustive: bool
+    shape: str, image: int, category: int, truth: Results, found: Results, not_exhaustive: bool
 ) -> _Matches:
     """Give each detection, the best first, the free object that it overlaps most.
 
@@ -224,7 +252,39 @@ def _match_category(
     unmatched_is_ignored = _areas_outside(found) | not_exhaustive
     ignored |= ~hit & unmatched_is_ignored[:, None, :]
     scores = np.array([row["score"] for row in found], dtype=np.float64)
-    return _Matches(category, scores, hit, ignored, (~sizes).sum(axis=1))
+    return _Matches(image, category, scores, hit, ignored, (~sizes).sum(axis=1))
+
+
+def _tally(by_category: Sequence[Sequence[_Matches]]) -> dict[str, Array]:
+    """Return the matches of each category as :func:`resampled_precision` takes them."""
+    bits = 1 << np.arange(len(_IOUS), dtype=np.uint16)
+    image = [np.zeros(0, dtype=np.int32)]
+    matched, ignored = ([np.zeros((len(_AREAS), 0), dtype=np.uint16)] for _ in range(2))
+    ends, objects = [], []
+    for index, matches in enumerate(by_category):
+        if matches:
+            order = np.argsort(-np.concatenate([each.scores for each in matches]), kind="stable")
+            lengths = [len(each.scores) for each in matches]
+            image.append(np.repeat([each.image for each in matches], lengths)[order].astype(np.int32))
+            for flags, name in ((matched, "hit"), (ignored, "ignored")):
+                whole = np.concatenate([getattr(each, name) for each in matches], axis=2)[:, :, order]
+                flags.append(np.einsum("t,atd->ad", bits, whole.astype(np.uint16)))
+        ends.append(sum(len(each) for each in image))
+        objects += [
+            (index, area, each.image, count)
+            for each in matches
+            for area, count in enumerate(each.objects.tolist())
+            if count
+        ]
+    return {
+        "image": np.concatenate(image),
+        "ends": np.array(ends, dtype=np.int64),
+        "matched": np.concatenate(matched, axis=1),
+        "ignored": np.concatenate(ignored, axis=1),
+        "objects": np.array(objects, dtype=np.int32).reshape(-1, 4).T,
+        "recalls": _RECALLS,
+        "thresholds": _IOUS,
+    }
 
 
 def _areas_outside(rows: Results) -> BoolArray:

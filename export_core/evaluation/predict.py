@@ -25,6 +25,7 @@ from zooport.export_core.evaluation.tasks import (
     ImageOutputs,
     ImagePrediction,
     Task,
+    key_of,
     measure_of,
     missing_output,
     register,
@@ -137,7 +138,7 @@ def compute_metrics(
         predictions: of every image exactly once, in any order.
         dataset: the dataset that they were made for.
         config: the model's merged detectron2 config.
-        tallies: is given what each task keeps of all images, for
+        tallies: is given what each task keeps of all images, by its key in TASKS, for
             :mod:`zooport.export_core.evaluation.resampling`.
 
     Raises:
@@ -158,7 +159,7 @@ def compute_metrics(
         if tallies is None or measure is None:
             scored = task.score(values, dataset, config)
         else:
-            scored, tallies[task.name] = measure(values, dataset, config)
+            scored, tallies[key_of(task)] = measure(values, dataset, config)
         for name, points in scored.items():
             metrics[f"{task.name}/{name}"] = points
     if not metrics:

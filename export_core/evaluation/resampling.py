@@ -31,7 +31,7 @@ _IMAGES = "images"
 
 
 def write_tallies(path: Path, dataset: Dataset, tallies: Mapping[str, Tally]) -> None:
-    """Write the tallies of a model's tasks; the file appears whole or not at all."""
+    """Write the tallies of a model's tasks, by their keys; the file appears whole or not at all."""
     ids = json.dumps([image.id for image in dataset.images]).encode()
     arrays = {_IMAGES: np.frombuffer(ids, dtype=np.uint8)}
     for task, tally in tallies.items():
@@ -44,7 +44,7 @@ def write_tallies(path: Path, dataset: Dataset, tallies: Mapping[str, Tally]) ->
 
 
 def read_tallies(path: Path) -> tuple[list[Any], dict[str, Tally]]:
-    """Return the ids of the images and the tallies of each task.
+    """Return the ids of the images and the tallies of each task, by its key.
 
     Raises:
         Failure: ``worker.error`` for a file that is gone or damaged.
@@ -88,11 +88,12 @@ def compare_values(
     if len(ids) < 2:
         return {}
     intervals = {}
-    for name in eager.keys() & changed.keys():
-        resampled = getattr(known_tasks().get(name), "resampled", None)
+    for key in eager.keys() & changed.keys():
+        task: Any = known_tasks().get(key)
+        resampled = getattr(task, "resampled", None)
         if resampled is not None:
-            found = paired(resampled, eager[name], changed[name], len(ids))
-            intervals.update({f"{name}/{metric}": ends for metric, ends in found.items()})
+            found = paired(resampled, eager[key], changed[key], len(ids))
+            intervals.update({f"{task.name}/{metric}": ends for metric, ends in found.items()})
     return intervals
 
 

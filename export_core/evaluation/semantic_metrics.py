@@ -13,8 +13,10 @@ from zooport.export_core.evaluation.datasets import Dataset, DatasetImage
 from zooport.export_core.evaluation.panoptic_truth import IGNORED
 from zooport.export_core.evaluation.postprocess import Array
 from zooport.export_core.evaluation.segmentation import LabelMap
+from zooport.export_core.evaluation.semantic_dataset import label_file
 from zooport.export_core.evaluation.tasks import ImageOutputs, setting
 from zooport.export_core.failures import Failure
+from zooport.export_core.sources import DatasetSource
 
 # What one image adds: rows of predicted label, true label, number of pixels.
 Rows = list[list[int]]
@@ -31,15 +33,15 @@ class SemanticIoU:
     def applies(self, config: Any, dataset: Dataset) -> bool:
         """Models with a semantic head, on datasets with label maps or panoptic annotations."""
         semantic = setting(config, "MODEL.META_ARCHITECTURE") in ("PanopticFPN", "SemanticSegmentor")
-        return semantic and (dataset.source.semantic_masks is not None or dataset.panoptic is not None)
+        return semantic and (_has_label_maps(dataset) or dataset.panoptic is not None)
 
     def check(self, config: Any, dataset: Dataset) -> None:
         """Every image must have its label map, and labels must fit the model's."""
-        if dataset.source.semantic_masks is None:
+        if not _has_label_maps(dataset):
             _labels_by_category(config, dataset)
             return
         for image in dataset.images:
-            path = _label_file(image, dataset.source.semantic_masks)
+            path = _label_file(image, dataset.source)
             if not path.is_file():
                 raise Failure(
                     "dataset.invalid", f"{path}, the label map of {image.file_name}, does not exist"
@@ -134,10 +136,10 @@ def _from_counts(hits: Array, true: Array, found: Array, names: Sequence[str]) -
 
 def _true_labels(image: DatasetImage, dataset: Dataset, config: Any) -> LabelMap:
     size = (image.height, image.width)
-    if dataset.source.semantic_masks is None:
+    if not _has_label_maps(dataset):
         truth = dataset.require_panoptic()
         return truth.label_map(image.id, _labels_by_category(config, dataset), size)
-    path = _label_file(image, dataset.source.semantic_masks)
+    path = _label_file(image, dataset.source)
     try:
         with Image.open(path) as file:
             labels = np.asarray(file)
@@ -151,8 +153,14 @@ def _true_labels(image: DatasetImage, dataset: Dataset, config: Any) -> LabelMap
     return labels.astype(np.int32)
 
 
-def _label_file(image: DatasetImage, folder: Path) -> Path:
-    return folder / Path(image.file_name).with_suffix(".png")
+def _has_label_maps(dataset: Dataset) -> bool:
+    return dataset.source.kind == "semantic" or dataset.source.semantic_masks is not None
+
+
+def _label_file(image: DatasetImage, source: DatasetSource) -> Path:
+    if source.semantic_masks is None:
+        return label_file(source, image.file_name)
+    return source.semantic_masks / Path(image.file_name).with_suffix(".png")
 
 
 def _labels_by_category(config: Any, dataset: Dataset) -> dict[int, int]:

@@ -130,6 +130,11 @@ def register(task: Task, rules: str = "") -> None:
     TASKS[key] = task
 
 
+def key_of(task: Task) -> str:
+    """Return the name of a registered task with its rules, by which :data:`TASKS` has it."""
+    return next(key for key, known in TASKS.items() if known is task)
+
+
 def measure_of(task: Task) -> Callable[..., tuple[dict[str, float], Mapping[str, Array]]] | None:
     """Return the task's ``measure``; None without one, or where only its ``score`` is its own."""
     for kind in type(task).__mro__:

@@ -23,6 +23,7 @@ from zooport.export_core.evaluation.tasks import ImageOutputs, unique_labels
 _LAST_ELEVEN_POINT_YEAR = 2009
 _IOUS = tuple(percent / 100.0 for percent in range(50, 100, 5))
 _POINTS = np.arange(0.0, 1.1, 0.1)
+_LARGEST = 1 << 22  # elements of a matrix of resamples by detections
 _EPSILON = np.finfo(np.float64).eps
 
 # One detection: class index, score, and the corners x1, y1, x2, y2 from 0 on.
@@ -54,25 +55,42 @@ class VocBoxAP:
         As in detectron2 a class without objects counts as 0 in the means; that happens where few images are
         taken.
         """
-        eleven_points = (dataset.source.year or 0) <= _LAST_ELEVEN_POINT_YEAR
-        found = _by_class(values, dataset)
-        objects: defaultdict[int, defaultdict[int | str, list[Annotation]]]
-        objects = defaultdict(lambda: defaultdict(list))
-        for annotation in dataset.annotations:
-            objects[annotation.category_id][annotation.image_id].append(annotation)
-        table = np.zeros((len(dataset.categories), len(_IOUS)))
-        counted = []
-        for index in range(len(table)):
-            truth = {image: _Objects.of(those) for image, those in objects[index].items()}
-            if any((~each.difficult).any() for each in truth.values()):
-                counted.append(index)
-                table[index] = _average_precisions(found[index], truth, eleven_points)
-        if not counted:
-            return {}
-        metrics = {"AP": table.mean(), "AP50": table[:, 0].mean(), "AP75": table[:, 5].mean()}
-        labels = unique_labels(dataset)
-        metrics |= {f"AP-{labels[index]}": table[index].mean() for index in counted}
-        return {name: 100.0 * float(value) for name, value in metrics.items()}
+        return self.measure(values, dataset, config)[0]
+
+    def measure(
+        self, values: Sequence[Rows], dataset: Dataset, config: Any
+    ) -> tuple[dict[str, float], dict[str, Array]]:
+        """Return the metrics, and the matches of all images."""
+        tally = _tally(values, dataset)
+        once = self.resampled(tally, np.ones((1, len(dataset.images)), dtype=np.int32))
+        return {name: float(points[0]) for name, points in once.items() if not np.isnan(points[0])}, tally
+
+    def resampled(self, tally: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+        """Return the metrics of resampled images."""
+        table = np.zeros((len(tally["ends"]), len(_IOUS), len(weights)))
+        absent = np.ones((len(table), len(weights)), dtype=np.bool_)
+        category, image, count = tally["objects"]
+        for index, (start, end) in enumerate(zip([0, *tally["ends"][:-1]], tally["ends"], strict=True)):
+            of = category == index
+            objects = weights[:, image[of]] @ count[of]
+            absent[index] = objects == 0
+            rows = max(1, _LARGEST // max(1, end - start))
+            for first in range(0, len(weights), rows):
+                some = slice(first, first + rows)
+                drawn = weights[some, tally["image"][start:end]]
+                table[index, :, some] = _average_precisions(
+                    drawn,
+                    objects[some],
+                    tally["right"][start:end],
+                    tally["wrong"][start:end],
+                    tally["eleven"],
+                )
+        metrics = {"AP": table.mean(axis=(0, 1)), "AP50": table[:, 0].mean(axis=0)}
+        metrics["AP75"] = table[:, 5].mean(axis=0)
+        metrics = {name: np.where(absent.all(axis=0), np.nan, points) for name, points in metrics.items()}
+        for label, points, lacks in zip(tally["labels"].tolist(), table.mean(axis=1), absent, strict=True):
+            metrics[f"AP-{label}"] = np.where(lacks, np.nan, points)
+        return {name: 100.0 * points for name, points in metrics.items()}
 
 
 @dataclass(frozen=True)
@@ -113,26 +131,84 @@ def _by_class(values: Sequence[Rows], dataset: Dataset) -> Mapping[int, list[_Fo
     return found
 
 
-def _average_precisions(
-    found: Sequence[_Found], truth: Mapping[int | str, _Objects], eleven_points: bool
-) -> Array:
-    """Return the AP of one class at each IoU threshold, float64 (T,)."""
+def _tally(values: Sequence[Rows], dataset: Dataset) -> dict[str, Array]:
+    """Return what became of all detections.
+
+    Returns:
+        - image: int32 (D,), index in the dataset of each detection's image; detections by class, then by
+          score, the highest first;
+        - ends: int64 (K,), where each class's detections end;
+        - right, wrong: uint16 (D,), a bit for each IoU threshold; neither, where it counts for nothing;
+        - objects: int32 (3, G): class, image and number of the objects to find;
+        - eleven: bool (), whether AP is taken at 11 points;
+        - labels: of the classes.
+    """
+    found = _by_class(values, dataset)
+    position = {image.id: index for index, image in enumerate(dataset.images)}
+    objects: defaultdict[int, defaultdict[int | str, list[Annotation]]]
+    objects = defaultdict(lambda: defaultdict(list))
+    for annotation in dataset.annotations:
+        objects[annotation.category_id][annotation.image_id].append(annotation)
+    images: list[int] = []
+    ends: list[int] = []
+    flags = [np.zeros((2, 0), dtype=np.uint16)]
+    to_find: list[tuple[int, int, int]] = []
+    for index in range(len(dataset.categories)):
+        truth = {image: _Objects.of(those) for image, those in objects[index].items()}
+        counts = {position[image]: int((~each.difficult).sum()) for image, each in truth.items()}
+        to_find += [(index, image, count) for image, count in counts.items() if count]
+        images += [position[each.image] for each in found[index]]
+        flags.append(_judge(found[index], truth))
+        ends.append(len(images))
+    right, wrong = np.concatenate(flags, axis=1)
+    return {
+        "image": np.array(images, dtype=np.int32),
+        "ends": np.array(ends, dtype=np.int64),
+        "right": right,
+        "wrong": wrong,
+        "objects": np.array(to_find, dtype=np.int32).reshape(-1, 3).T,
+        "eleven": np.array((dataset.source.year or 0) <= _LAST_ELEVEN_POINT_YEAR),
+        "labels": np.array(unique_labels(dataset), dtype=np.str_),
+    }
+
+
+def _judge(found: Sequence[_Found], truth: Mapping[int | str, _Objects]) -> Array:
+    """Return uint16 (2, D): by a bit for each IoU threshold, which detections of a class are right, wrong."""
     best = [_best_overlap(each, truth.get(each.image)) for each in found]
-    count = sum(int((~each.difficult).sum()) for each in truth.values())
-    averages = np.zeros(len(_IOUS))
+    flags = np.zeros((2, len(found)), dtype=np.uint16)
     for position, threshold in enumerate(_IOUS):
-        right, wrong = np.zeros(len(found)), np.zeros(len(found))
         taken: set[tuple[int | str, int]] = set()
         for rank, (each, (overlap, target)) in enumerate(zip(found, best, strict=True)):
             if not overlap > threshold:
-                wrong[rank] = 1
+                flags[1, rank] |= 1 << position
             elif not truth[each.image].difficult[target]:
-                (wrong if (each.image, target) in taken else right)[rank] = 1
+                flags[int((each.image, target) in taken), rank] |= 1 << position
                 taken.add((each.image, target))
-        hits = np.cumsum(right)
-        precision = hits / np.maximum(hits + np.cumsum(wrong), _EPSILON)
-        averages[position] = (_at_eleven_points if eleven_points else _area)(hits / count, precision)
-    return averages
+    return flags
+
+
+def _average_precisions(
+    drawn: Array, objects: Array, right: Array, wrong: Array, eleven_points: Array
+) -> Array:
+    """Return the AP of one class at each IoU threshold, float64 (T, R); 0 where there is no object.
+
+    Args:
+        drawn: (R, D) how often each detection counts.
+        objects: (R,) to find.
+        right: uint16 (D,), a bit for each threshold.
+        wrong: the same.
+        eleven_points: bool ().
+    """
+    averages = np.zeros((len(_IOUS), len(drawn)))
+    for position in range(len(_IOUS)):
+        is_right, is_wrong = ((flags >> position) & 1 for flags in (right, wrong))
+        hits = np.cumsum(drawn * is_right, axis=1)
+        precision = hits / np.maximum(hits + np.cumsum(drawn * is_wrong, axis=1), _EPSILON)
+        recall = hits / np.maximum(objects, 1)[:, None]
+        # The best precision that is reached there or later.
+        best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        averages[position] = (_at_eleven_points if eleven_points else _area)(recall, best)
+    return np.where(objects == 0, 0.0, averages)
 
 
 def _best_overlap(found: _Found, objects: _Objects | None) -> tuple[float, int]:
@@ -149,13 +225,16 @@ def _best_overlap(found: _Found, objects: _Objects | None) -> tuple[float, int]:
     return float(overlaps[target]), target
 
 
-def _at_eleven_points(recall: Array, precision: Array) -> float:
-    """Return the mean over recalls 0, 0.1 ... 1 of the best precision that is reached there or later."""
-    return sum(float(precision[recall >= point].max(initial=0.0)) / len(_POINTS) for point in _POINTS)
+def _at_eleven_points(recall: Array, best: Array) -> Array:
+    """Return the mean (R,) over recalls 0, 0.1 ... 1 of the best precision (R, D) at that recall (R, D)."""
+    total = np.zeros(len(recall))
+    ends = np.concatenate([best, np.zeros((len(best), 1))], axis=1)
+    for point in _POINTS:
+        total += np.take_along_axis(ends, (recall < point).sum(axis=1)[:, None], axis=1)[:, 0]
+    return total / len(_POINTS)
 
 
-def _area(recall: Array, precision: Array) -> float:
-    """Return the area below the curve, with precision made to fall."""
-    ends = np.concatenate([[0.0], recall, [1.0]])
-    envelope = np.maximum.accumulate(np.concatenate([[0.0], precision, [0.0]])[::-1])[::-1]
-    return float(np.sum(np.diff(ends) * envelope[1:]))
+def _area(recall: Array, best: Array) -> Array:
+    """Return the area (R,) below the curve of precision that falls with recall."""
+    area: Array = (np.diff(recall, axis=1, prepend=0.0) * best).sum(axis=1)
+    return area

@@ -1,28 +1,38 @@
-"""A graph for a batch of images, made from the graph for one: an ONNX Loop over the images.
+"""A graph for a batch of images, made from the graph for one.
 
-Images have different numbers of things in them, so their results are put one behind the other, beside the
-index of the image that each belongs to. The weights stay outside of the loop.
+The network runs over the whole batch; what follows, an ONNX Loop over its images. Images have different
+numbers of things in them, so their results are put one behind the other, beside the index of the image that
+each belongs to. The weights stay outside of the loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
+
+from zooport.export_core.formats.onnx_dense import Split, needed_inside, split
 
 IMAGE_INDEX = "image_index"
 _ONE = "one."  # prefix of what belongs to one image, inside of the loop
+_IMAGE = "image"
 
 
-def over_images(model: Any, count: int | str, instances: Collection[str]) -> Any:
+def over_images(
+    model: Any, count: int | str, instances: Collection[str], common: Collection[str] = (), *, whole: bool
+) -> Any:
     """Return the ModelProto of a batch.
 
     Args:
         model: a ModelProto whose inputs and outputs are those of one image.
         count: images in a batch; a name for any number from 1 on.
         instances: outputs with one row for each thing found, which are concatenated; the others are stacked.
+        common: inputs of which there is one for all images.
+        whole: whether the model's image is (1, C, H, W) and its network may run over the whole batch; else it
+            is (C, H, W) and all of it runs image by image.
 
     Returns:
-        The model with ``count`` as first dimension of every input and stacked output, and, if there are
+        The model with ``count`` as first dimension of every other input and stacked output, and, if there are
         instances, with the output :data:`IMAGE_INDEX`, int64 (rows,).
     """
     from onnx import TensorProto, helper
@@ -30,8 +40,14 @@ def over_images(model: Any, count: int | str, instances: Collection[str]) -> Any
     graph = model.graph
     inputs = {value.name: value.type.tensor_type for value in graph.input}
     outputs = {value.name: value.type.tensor_type for value in graph.output}
-    nodes = list(graph.node)
-    _rename(nodes, {name: _ONE + name for name in (*inputs, *outputs)})
+    found = split(graph, _IMAGE) if whole else Split(rest=list(graph.node))
+    inner, maps = needed_inside(found, outputs)
+    nodes = [deepcopy(node) for node in inner]
+    picked = [name for name in inputs if name not in common and name not in found.maps]
+    made_inside = {name for node in inner for name in node.output}
+    _rename(
+        nodes, {name: _ONE + name for name in {*picked, *maps, *outputs, *(made_inside & {*found.lengths})}}
+    )
     kinds = {name: kind.elem_type for name, kind in outputs.items()}
     if instances:
         first = next(name for name in outputs if name in instances)
@@ -40,30 +56,38 @@ def over_images(model: Any, count: int | str, instances: Collection[str]) -> Any
             helper.make_node("Expand", ["loop.index", "loop.rows"], [_ONE + IMAGE_INDEX]),
         ]
         kinds[IMAGE_INDEX] = TensorProto.INT64
-    body = _body(nodes, list(inputs), kinds)
+    body = _body(nodes, picked, sorted(maps), kinds)
     joined = {*instances, IMAGE_INDEX}
     lengths = {
         name: _lengths(kind) if name in joined else [count, *_lengths(kind)] for name, kind in outputs.items()
     }
     lengths[IMAGE_INDEX] = ["N"]
+    given = {
+        name: _lengths(kind) if name in common else [count, *_lengths(kind)[int(name in found.maps) :]]
+        for name, kind in inputs.items()
+    }
     made = helper.make_graph(
-        _outer(next(iter(inputs)), kinds, joined, body),
+        [*found.network, *_outer(next(iter(inputs)), kinds, joined, body)],
         graph.name,
-        [
-            helper.make_tensor_value_info(name, kind.elem_type, [count, *_lengths(kind)])
-            for name, kind in inputs.items()
-        ],
+        [helper.make_tensor_value_info(name, kind.elem_type, given[name]) for name, kind in inputs.items()],
         [helper.make_tensor_value_info(name, kind, lengths[name]) for name, kind in kinds.items()],
         initializer=list(graph.initializer),
     )
     return helper.make_model(made, opset_imports=list(model.opset_import), ir_version=model.ir_version)
 
 
-def _body(nodes: list[Any], inputs: list[str], kinds: Mapping[str, int]) -> Any:
+def _body(nodes: list[Any], picked: Sequence[str], maps: Sequence[str], kinds: Mapping[str, int]) -> Any:
     """Return the graph that one turn of the loop runs: pick an image, and append what it gives."""
     from onnx import TensorProto, helper
 
-    picks = [helper.make_node("Gather", [name, "loop.index"], [_ONE + name], axis=0) for name in inputs]
+    picks = [helper.make_node("Gather", [name, "loop.index"], [_ONE + name], axis=0) for name in picked]
+    if maps:
+        one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+        picks += [
+            helper.make_node("Constant", [], ["loop.one"], value=one),
+            helper.make_node("Reshape", ["loop.index", "loop.one"], ["loop.indices"]),
+            *(helper.make_node("Gather", [name, "loop.indices"], [_ONE + name], axis=0) for name in maps),
+        ]
     appends = [
         helper.make_node("SequenceInsert", [f"loop.before.{name}", _ONE + name], [f"loop.after.{name}"])
         for name in kinds

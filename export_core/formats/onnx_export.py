@@ -18,7 +18,7 @@ from zooport.export_core.formats import onnx_file
 from zooport.export_core.formats.base import AnyPredictor, Array, Entry, Format, FormatInfo, Tolerance
 from zooport.export_core.formats.converter_errors import conversion_failure
 from zooport.export_core.formats.onnx_batch import IMAGE_INDEX, over_images
-from zooport.export_core.formats.onnx_flat import flat_module
+from zooport.export_core.formats.onnx_flat import flat_module, has_own_network
 from zooport.export_core.formats.onnx_half import to_half
 from zooport.export_core.formats.onnx_operators import (
     DEFORMABLE_OPSET,
@@ -82,9 +82,6 @@ class Onnx(Format):
         for name in ("fp16", "postprocess"):
             if type(options.get(name, False)) is not bool:
                 raise _bad_option(name, options[name], "is neither true nor false", "leave it out for false")
-        if options.get("postprocess") and "batch" in options:
-            why = "does not go with batch: images of a batch have frames of their own"
-            raise _bad_option("postprocess", True, why, "leave out one of the two")
 
     def requires(self, config: Config, options: Mapping[str, Any]) -> None:
         """Refuse deformable convolution before the opset that has it."""
@@ -114,6 +111,9 @@ class Onnx(Format):
             flat = flat_module(model, tuple(inputs), tuple(fields), framed=framed)
             if framed:
                 inputs = {**inputs, **_frame_of(inputs["image"])}
+            whole = "batch" in options and has_own_network(model)
+            if whole:
+                inputs = {**inputs, "image": inputs["image"][None]}
             outputs = _convert(model, flat, inputs, fields, raw, options.get("opset", DEFAULT_OPSET))
             made = onnx_file.simplify(raw, Path(folder) / "simple.onnx")
             untag(made)
@@ -122,7 +122,8 @@ class Onnx(Format):
                 to_half(made)
             if "batch" in options:
                 count = "batch" if options["batch"] == DYNAMIC_BATCH else options["batch"]
-                made = over_images(made, count, [name for name in fields if _has_rows(name)])
+                rows = [name for name in fields if _has_rows(name)]
+                made = over_images(made, count, rows, common=tuple(FRAME_INPUTS), whole=whole)
             done.mkdir()
             onnx_file.write(made, done)
             for path in done.iterdir():
@@ -152,16 +153,13 @@ class Onnx(Format):
                 hint="export again; if it repeats, report it with the log",
             ) from error
 
-        if options.get("postprocess"):
-            return _Framed(session, fields)
-        if "batch" in options:
-            return _last_of_a_batch(session, fields, options["batch"])
-
         def predict(image: Array, **more: Array) -> dict[str, Array]:
             found = session.run(list(fields), {"image": image, **more})
             return dict(zip(fields, found, strict=True))
 
-        return predict
+        if "batch" in options:
+            predict = _last_of_a_batch(session, fields, options["batch"])
+        return _Framed(predict) if options.get("postprocess") else predict
 
     def inner_outputs(
         self,
@@ -196,13 +194,14 @@ class Onnx(Format):
         self, inputs: list[Entry], outputs: list[Entry], options: Mapping[str, Any]
     ) -> tuple[list[Entry], list[Entry]]:
         """Say how a batch is laid out."""
+        frame: list[Entry] = []
         if options.get("postprocess"):
-            inputs = [*inputs, *({"name": name, **entry} for name, entry in FRAME_INPUTS.items())]
-            return inputs, [{**entry, **_framed_entry(entry["name"])} for entry in outputs]
+            frame = [{"name": name, **entry} for name, entry in FRAME_INPUTS.items()]
+            outputs = [{**entry, **_framed_entry(entry["name"])} for entry in outputs]
         batch = options.get("batch")
         if batch is None:
-            return inputs, outputs
-        inputs = [{**entry, "shape": [batch, *entry["shape"]]} for entry in inputs]
+            return [*inputs, *frame], outputs
+        inputs = [*({**entry, "shape": [batch, *entry["shape"]]} for entry in inputs), *frame]
         described = []
         for entry in outputs:
             if _has_rows(entry["name"]):
@@ -220,13 +219,11 @@ class _Framed:
 
     in_image_frame = True
 
-    def __init__(self, session: Any, fields: Sequence[str]) -> None:
-        self.session = session
-        self.fields = list(fields)
+    def __init__(self, predict: AnyPredictor) -> None:
+        self.predict = predict
 
     def __call__(self, image: Array, **more: Array) -> dict[str, Array]:
-        found = self.session.run(self.fields, {"image": image, **more})
-        fields = dict(zip(self.fields, found, strict=True))
+        fields = dict(self.predict(image, **more))
         return fields | {
             name: np.expand_dims(fields[name], axis)
             for name, axis in (("pred_masks", 1), ("sem_seg", 0))
@@ -259,7 +256,9 @@ def _last_of_a_batch(session: Any, fields: Sequence[str], batch: int | str) -> A
     rows = [name for name in fields if _has_rows(name)]
 
     def predict(image: Array, **more: Array) -> dict[str, Array]:
-        inputs = {name: np.stack([value] * count) for name, value in more.items()}
+        inputs = {
+            name: value if name in FRAME_INPUTS else np.stack([value] * count) for name, value in more.items()
+        }
         inputs["image"] = np.stack([np.flip(image, -1)] * (count - 1) + [image])
         names = [*fields, IMAGE_INDEX] if rows else list(fields)
         found = dict(zip(names, session.run(names, inputs), strict=True))
@@ -345,7 +344,7 @@ def _lengths(values: Mapping[str, Tensor]) -> dict[str, list[int | str]]:
     lengths: dict[str, list[int | str]] = {}
     for name, value in values.items():
         if name == "image":
-            lengths[name] = [value.shape[0], "height", "width"]
+            lengths[name] = [*value.shape[:-2], "height", "width"]
         elif name in FRAMED and not value.is_floating_point():
             lengths[name] = list(FRAMED[name].shape)
         elif name in FRAME_INPUTS:

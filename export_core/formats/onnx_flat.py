@@ -45,3 +45,14 @@ def flat_module(
             return tuple(found[name] for name in fields) + tuple(inner.values())
 
     return Flat().eval()
+
+
+def has_own_network(model: nn.Module) -> bool:
+    """Whether a model's images go to its normalizer and nowhere else, so that a batch may go there as one.
+
+    A meta architecture of an extension may do with them what it likes.
+    """
+    from zooport.export_core.modeling.images import ImageNormalizer
+
+    known = type(model).__module__.startswith("zooport.export_core.modeling.")
+    return known and type(getattr(model, "normalizer", None)) is ImageNormalizer

@@ -30,7 +30,7 @@ def to_frame(fields: Mapping[str, Tensor], image: Tensor, height: Tensor, width:
 
     Args:
         fields: of one image, in the network's frame.
-        image: (C, H, W), what the network saw.
+        image: (..., C, H, W), what the network saw.
         height: int64 (), of the original image.
         width: likewise.
 
@@ -38,7 +38,7 @@ def to_frame(fields: Mapping[str, Tensor], image: Tensor, height: Tensor, width:
         As given, but pred_masks bool (N, height, width), sem_seg int64 (height, width), and maybe fewer rows.
     """
     framed = dict(fields)
-    scale = torch.stack((width / image.shape[2], height / image.shape[1])).to(torch.float32)
+    scale = torch.stack((width / image.shape[-1], height / image.shape[-2])).to(torch.float32)
     for name in INSTANCES:
         if name not in framed:
             continue

@@ -11,16 +11,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import nms
 
-from zooport.export_core.formats.onnx_operators import MANY_BOXES, constant, float_at_most
+from zooport.export_core.formats import onnx_regions as regions
+from zooport.export_core.formats.onnx_functions import suppress
+from zooport.export_core.formats.onnx_heatmaps import MatrixHeatmapDecoder, peaks
+from zooport.export_core.formats.onnx_regions import A_BOX, NO_BOX
 from zooport.export_core.formats.replaced_modules import replaced
-from zooport.export_core.modeling.boxes import ClassNms
+from zooport.export_core.modeling.boxes import BoxCoder, ClassNms
+from zooport.export_core.modeling.images import ImageNormalizer
+from zooport.export_core.modeling.poolers import RoiPooler
+from zooport.export_core.modeling.proposals.rpn import RPN
+from zooport.export_core.modeling.roi_heads.box_predictor import DetectionSelector
 from zooport.export_core.modeling.roi_heads.keypoint_head import HeatmapDecoder
 
-NO_BOX = -1e9  # score of what fills up the rows of classes with fewer boxes than others
-A_BOX = -5e8  # above it
-CUBIC = -0.75  # the coefficient of torch's bicubic interpolation
+_STAND_INS: dict[type[nn.Module], Any] = {
+    BoxCoder: regions.PairedBoxCoder,
+    ClassNms: lambda module: BatchedClassNms(module.iou_threshold),
+    DetectionSelector: regions.OneImageSelector,
+    HeatmapDecoder: lambda module: MatrixHeatmapDecoder(compiled(peaks)),
+    ImageNormalizer: regions.OneImageNormalizer,
+    RPN: regions.OneImageRPN,
+}
 
 
 def stand_ins(model: nn.Module) -> AbstractContextManager[None]:
@@ -29,10 +40,10 @@ def stand_ins(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def _stand_in(module: nn.Module) -> Any:
-    if type(module) is ClassNms:
-        return BatchedClassNms(module.iou_threshold).eval()
-    if type(module) is HeatmapDecoder:
-        return MatrixHeatmapDecoder().eval()
+    if type(module) in _STAND_INS:
+        return _STAND_INS[type(module)](module).eval()
+    if type(module) is RoiPooler and not module.rounds:
+        return regions.OneImagePooler(module).eval()
     if getattr(module, "loops_over_data", False):
         return compiled(module)
     return None
@@ -66,92 +77,6 @@ class BatchedClassNms(nn.Module):
         columns = torch.arange(lengths.max())[None]  # type: ignore[call-overload]  # stays a tensor
         members = order[torch.minimum(starts[:, None] + columns, count - 1)]
         rated = torch.where(columns < lengths[:, None], all_scores[members], NO_BOX)
-        kept = _BatchedNms.apply(all_boxes[members], rated[:, None], self.iou_threshold)
+        kept = suppress(all_boxes[members], rated[:, None], self.iou_threshold, A_BOX)
         by_position = order[starts[kept[:, 0]] + kept[:, 2]].sort()[0]
         return by_position[torch.argsort(scores[by_position], descending=True, stable=True)]
-
-
-class _BatchedNms(torch.autograd.Function):
-    """ONNX's NonMaxSuppression: int64 (K, 3) of batch, 0 and box, from boxes (B, M, 4), scores (B, 1, M)."""
-
-    @staticmethod
-    def forward(context: Any, boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-        found = []
-        for index in range(len(boxes)):
-            members = torch.nonzero(scores[index, 0] > A_BOX).squeeze(1)
-            kept = members[nms(boxes[index, members], scores[index, 0, members], iou_threshold)]
-            found.append(torch.stack((torch.full_like(kept, index), torch.zeros_like(kept), kept), dim=1))
-        return torch.cat(found)
-
-    @staticmethod
-    def symbolic(graph: Any, boxes: Any, scores: Any, iou_threshold: float) -> Any:
-        chosen = graph.op(
-            "NonMaxSuppression",
-            boxes,
-            scores,
-            constant(graph, [MANY_BOXES]),
-            constant(graph, [float_at_most(iou_threshold)], exact=False),
-            constant(graph, [A_BOX], exact=False),
-        )
-        return chosen.setType(boxes.type().with_dtype(torch.int64).with_sizes([None, 3]))
-
-
-class MatrixHeatmapDecoder(nn.Module):
-    """The highest pixel of each upsampled heatmap; upsampling is separable, so it is two matrix products."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peaks = compiled(peaks)
-
-    def forward(self, heatmaps: Tensor, boxes: Tensor) -> Tensor:
-        """Return float32 (R, K, 3); arguments as of HeatmapDecoder."""
-        sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
-        pixels = sides.ceil()
-        places, logits = self.peaks(heatmaps, pixels.to(torch.int64))
-        widths = pixels[:, :1].to(torch.int64)
-        columns = (places % widths).to(heatmaps.dtype)
-        rows = torch.div(places, widths, rounding_mode="floor").to(heatmaps.dtype)
-        scales = sides / pixels
-        x = (columns + 0.5) * scales[:, :1] + boxes[:, :1]
-        y = (rows + 0.5) * scales[:, 1:] + boxes[:, 1:2]
-        cells = (heatmaps - logits[:, :, None, None]).exp().sum([2, 3])
-        return torch.stack((x, y, 1.0 / cells), dim=2)
-
-
-def peaks(heatmaps: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return place (y * width + x) and value of the highest pixel of each heatmap, resized bicubically.
-
-    Args:
-        heatmaps: (R, K, S, S).
-        pixels: int64 (R, 2), widths and heights.
-
-    Returns:
-        int64 and float32 (R, K).
-    """
-    side = heatmaps.shape[3]
-    cells = torch.arange(-2, side + 2)
-    within = cells.clamp(0, side - 1)  # the border is repeated
-    bordered = heatmaps[:, :, within][:, :, :, within]
-    # The first entries are none of a detection: there is always something to put together.
-    places = [torch.zeros_like(heatmaps[:1, :, 0, 0], dtype=torch.int64)]
-    logits = [torch.zeros_like(heatmaps[:1, :, 0, 0])]
-    for index in range(heatmaps.shape[0]):
-        to_columns = cubic_weights(pixels[index, 0], cells, side)
-        to_rows = cubic_weights(pixels[index, 1], cells, side)
-        surface = torch.matmul(torch.matmul(to_rows, bordered[index]), to_columns.t())
-        logit, place = surface.flatten(1).max(1)
-        places.append(place[None])
-        logits.append(logit[None])
-    return torch.cat(places)[1:], torch.cat(logits)[1:]
-
-
-def cubic_weights(length: Tensor, cells: Tensor, side: int, a: float = CUBIC) -> Tensor:
-    """Return the float32 (length, cells) weight of each of ``side`` cells for each pixel they are resized to.
-
-    It is torch's interpolation with ``align_corners=False`` (Keys 1981, with a = -0.75).
-    """
-    source = (torch.arange(int(length)) + 0.5) * (side / length) - 0.5
-    distance = (source[:, None] - cells).abs()
-    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
-    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
-    return torch.where(distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(far)))

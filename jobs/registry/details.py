@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, and_, select
 
 from zooport.export_core.places import stored_place
 from zooport.export_core.sources import CheckpointSource
-from zooport.jobs.registry.listing import OWNER, export_row, metrics_of, with_outcomes
+from zooport.jobs.registry.listing import OWNER, export_row, judged_anew, metrics_of, with_outcomes
 from zooport.jobs.registry.records import (
     AttemptRow,
     BaselineRow,
@@ -35,6 +35,8 @@ def detail(connection: Connection, pk: int) -> ExportDetail:
     one = select(exports.c.pk, OWNER.label("owner"), exports.c.attempt).where(exports.c.pk == pk)
     row = connection.execute(with_outcomes(one)).one()
     measured = metrics_of(connection, one).get((row.owner, row.attempt), {})
+    if row.source_pk is not None:
+        measured = judged_anew(connection, {pk: measured})[pk]
     more = connection.execute(
         select(
             exports.c.target,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, select
 
+from zooport.export_core.evaluation.deltas import tolerance_of
 from zooport.jobs.registry import globs
 from zooport.jobs.registry.records import (
     ExportFilter,
@@ -43,7 +45,10 @@ def _fetch(connection: Connection, wanted: ExportFilter, limit: int | None) -> l
     chosen = _chosen(wanted, limit)
     rows = connection.execute(with_outcomes(chosen)).all()
     measured = metrics_of(connection, chosen)
-    found = [export_row(row, measured.get((row.owner, row.attempt), {})) for row in rows]
+    measured_of = {row.pk: measured.get((row.owner, row.attempt), {}) for row in rows}
+    served = [row.pk for row in rows if row.source_pk is not None]
+    measured_of |= judged_anew(connection, {pk: measured_of[pk] for pk in served})
+    found = [export_row(row, measured_of[row.pk]) for row in rows]
     return [row for row in found if _passes(row, wanted)]
 
 
@@ -135,6 +140,31 @@ def metrics_of(connection: Connection, chosen: Select[Any]) -> dict[tuple[int, i
             row.baseline, row.exported, row.delta, row.low, row.high, row.tolerance, row.origin
         )
     return found
+
+
+def judged_anew(
+    connection: Connection, served: Mapping[int, Mapping[str, Metric]]
+) -> dict[int, dict[str, Metric]]:
+    """Return metrics with the tolerances of these exports' own jobs.
+
+    What serves an export from an earlier success was judged by the tolerances of its time. Planning judges
+    the recorded numbers again, by those in force, and serves it only if they pass.
+    """
+    found = {}
+    for chunk in chunks(served.keys()):
+        query = select(exports.c.pk, exports.c.job["tolerance"], exports.c.job["tolerance_origins"])
+        for pk, points, origins in connection.execute(query.where(exports.c.pk.in_(chunk))):
+            found[pk] = {name: _judged(name, each, points, origins) for name, each in served[pk].items()}
+    return found
+
+
+def _judged(
+    name: str, metric: Metric, points: Mapping[str, float] | None, origins: Mapping[str, str] | None
+) -> Metric:
+    said = tolerance_of(name, points or {}, origins)
+    return replace(
+        metric, tolerance=None if said is None else said.points, origin=None if said is None else said.origin
+    )
 
 
 def export_row(row: Row[Any], measured: dict[str, Metric]) -> ExportRow:

@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, get_args, get_origin, get_type_hints
+from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from zooport.export_core.places import Place, RemotePath, stored_place
 from zooport.export_core.sources import CheckpointSource
 from zooport.jobs.values import ArtifactRecord, ExportJob, Status
 
+Key = TypeVar("Key", str, int)
 CHUNK = 500
 #: The statuses of an export that is not over.
 LIVE = (str(Status.PENDING), str(Status.RUNNING))
@@ -399,7 +400,7 @@ def export_id(run_id: str, number: int) -> str:
     return f"{run_id}.{number}"
 
 
-def chunks(keys: Collection[str]) -> Iterator[list[str]]:
+def chunks(keys: Collection[Key]) -> Iterator[list[Key]]:
     """Yield the different keys in lists that fit into one statement."""
     unique = sorted(set(keys))
     for start in range(0, len(unique), CHUNK):
