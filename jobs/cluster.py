@@ -12,6 +12,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import astuple
@@ -47,6 +48,7 @@ _QUICK_START = {
     "RAY_raylet_start_wait_time_s": "1",
 }
 _LOOK = 0.25  # seconds between two looks at servers that are starting
+_REMOVALS = 3  # tries to remove a folder into which somebody may still write
 _own: list[psutil.Process] = []  # the servers of the Ray that this process has started
 
 
@@ -143,15 +145,15 @@ def _local(workers: int | None, server: ForkServer) -> Iterator[int]:
         _end_autoscaler()
         ray.shutdown()
         server.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
 
 
 @contextmanager
 def _watched_start(before: set[psutil.Process]) -> Iterator[None]:
     """Raise within seconds if a server dies that is being started here: Ray would wait for it for long.
 
-    Ray waits in the main thread, where the watching thread raises what SIGTERM would; whoever starts a run has
-    a handler for that, and Ray's own ends what it has started.
+    Ray waits in the main thread, where the watching thread raises what SIGTERM would: Ray's own handler ends
+    what it has started.
     """
     done = threading.Event()
     dead: list[psutil.Process] = []
@@ -200,7 +202,7 @@ def _servers() -> set[psutil.Process]:
 
 
 def _end_autoscaler() -> None:
-    """Kill what adds machines to a cluster: there is nothing to add, and shutting down would wait a second."""
+    """Kill what adds machines to a cluster: there are none, and shutting down would wait for it."""
     for process in psutil.Process().children():
         with suppress(psutil.Error):
             if any(_AUTOSCALER in word for word in process.cmdline()):
@@ -215,7 +217,22 @@ def _sweep() -> None:
         except (OSError, ValueError, TypeError):
             continue  # somebody else's
         if owner.host == Driver.current().host and not owner.is_alive(None):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of a local Ray, the name of its owner last.
+
+    Ray's servers may still be dying and write into it: who comes next has to know whose the rest is.
+    """
+    for _ in range(_REMOVALS):
+        with suppress(OSError):
+            for path in folder.iterdir():
+                if path.name != _OWNER:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            shutil.rmtree(folder)
+            return
+        time.sleep(_LOOK / 2)
 
 
 @contextmanager

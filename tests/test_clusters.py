@@ -88,11 +88,13 @@ class Zoo:
             lines.append(f"  - {{name: {name}, config: config.yaml, weights: {name}.pth{more}}}")
         (self.folder / "zoo.yaml").write_text("\n".join([*lines, "formats: [torchscript-trace]"]))
 
-    def start(self, output: str, address: str = "", preload: Sequence[str] = ()) -> subprocess.Popen[str]:
+    def start(
+        self, output: str, address: str = "", preload: Sequence[str] = (), workers: int | None = None
+    ) -> subprocess.Popen[str]:
         order = {
             "address": address or self.cluster.address,
             "output": output,
-            "workers": None,
+            "workers": workers,
             "preload": list(preload),
         }
         environment = {**os.environ, **self.cluster.environment, "RAY_AUTH_MODE": "disabled"}
@@ -255,6 +257,31 @@ def test_a_node_without_zooport_is_named(zoo: Zoo, place: Path) -> None:
     assert code == 1, said
     (line,) = [line for line in said.splitlines() if "dependency.missing" in line]
     assert "lacks the package zooport" in line
+
+
+@pytest.mark.slow
+def test_nodes_that_join_later_are_asked_before_they_get_jobs(zoo: Zoo, place: Path, private: Path) -> None:
+    """One lacks a package and gets none; the other does not see the inputs, which are sent to it."""
+    zoo.write(*(f"read-{number}-5.0" for number in range(6)))
+    (place / "less").mkdir()
+    (place / "less/sitecustomize.py").write_text(WITHOUT)
+    path = f"{place / 'less'}{os.pathsep}{zoo.cluster.environment['PYTHONPATH']}"
+    driver = zoo.start("bucket://zoo/later", workers=5)  # of which three find no place on two processors
+    zoo.wait_for_workers(2)
+    nodes = [zoo.cluster.add(2, {"PYTHONPATH": path}), zoo.cluster.add(2, hidden=[private])]
+    said, _ = driver.communicate(timeout=120)
+    for node in nodes:
+        node.kill()
+    assert driver.returncode == 0, said
+    assert {(row.status, row.attempt) for row in zoo.rows().values()} == {("succeeded", 1)}
+    joined = sorted(line.partition(" has joined")[2] for line in said.splitlines() if " has joined" in line)
+    assert len(joined) == 2, said
+    assert joined[0] == ""
+    assert joined[1].startswith(" and gets no jobs: dependency.missing")
+    with open_registry(str(zoo.folder / "registry.db"), create=False) as registry:
+        ids = [row.id for row in registry.exports(ExportFilter())]
+        workers = {registry.export(each).attempts[-1].worker for each in ids}
+    assert len(workers) >= 3, "who joined did nothing"
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ ZOOPORT_KILLS says how many (200 take about ten minutes), ZOOPORT_KILLS_SEED whi
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import random
 import shutil
@@ -15,13 +17,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from zooport import cli
+from zooport.jobs import cluster
 from zooport.jobs.registry import open_registry
+from zooport.jobs.registry.drivers import Driver
 from zooport.jobs.registry.records import ExportFilter
 
 pytestmark = pytest.mark.alone
@@ -155,6 +160,22 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
         fleet.driver.kill()
         fleet.driver.wait()
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def test_a_folder_that_cannot_be_removed_at_once_keeps_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / "zp-dead"
+    (folder / "session" / "logs").mkdir(parents=True)
+    nobody = replace(Driver.current(), process="of an earlier process")
+    (folder / "driver.json").write_text(json.dumps(astuple(nobody)))
+    with monkeypatch.context() as patch:  # its servers are dying, and write logs
+        patch.setattr(os, "rmdir", lambda path, **_: (_ for _ in ()).throw(OSError(errno.ENOTEMPTY, path)))
+        cluster._sweep()
+    assert [path.name for path in folder.iterdir() if path.is_file()] == ["driver.json"]
+    cluster._sweep()
+    assert not folder.exists()
 
 
 @pytest.mark.slow
