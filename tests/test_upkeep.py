@@ -153,7 +153,7 @@ def test_values_of_eager_models_that_no_newest_export_compares_with_can_go(
     assert files["stray"].exists()
     capsys.readouterr()
     assert cli.run(["gc", "--yes", "--include-foreign", "--registry", str(disk.folder / "r.db")]) == 0
-    assert "removed 1 file, 6 B" in " ".join(capsys.readouterr().out.split())
+    assert "removed 1 file, 6 bytes" in capsys.readouterr().out
 
 
 def test_one_run_is_asked_for(disk: Disk) -> None:
