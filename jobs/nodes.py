@@ -135,7 +135,9 @@ class Nodes:
             try:
                 self._take(node, ray.get(reference))
                 said = f"node {node.name} has joined"
-            except (Failure, ray.exceptions.RayError) as error:
+            except Failure as failure:
+                said = f"node {node.name} has joined and gets no jobs: {failure.code}: {failure.message}"
+            except ray.exceptions.RayError as error:
                 said = f"node {node.name} has joined and gets no jobs: {one_line(error)}"
         elif time.monotonic() > deadline:
             said = f"node {node.name} has joined and gets no jobs: no answer within {_PATIENCE:g} s"

@@ -121,10 +121,10 @@ def _do(job: Job, stages: Stages, course: Course, server: ForkServer | None, per
     if isinstance(job, BaselineJob):
         course.enter(Stage.LOAD)
         if part.shard is not None:
-            with _to_predict(_folder(job), part.shard, course) as folder:
+            with _to_predict(_folder(job), course, server) as folder:
                 course.run(stages.shard, job.checkpoint, dataset, part.shard, folder)
             return BaselineResult(job.key, 0.0)
-        with _predicted(_folder(job), part.shards, course) as folder:
+        with _predicted(_folder(job), part.shards, course, server) as folder:
             metrics = course.run(stages.join, job.checkpoint, dataset, part.shards, folder)
             keep_values(folder / VALUES, job.values)
         _drop(_folder(job), course)
@@ -137,10 +137,10 @@ def _do(job: Job, stages: Stages, course: Course, server: ForkServer | None, per
         course.enter(Stage.EVALUATE)
         with _waiting(job, course, server) as (staging, published):
             if part.shard is not None:
-                with _to_predict(_predictions(job), part.shard, course) as folder:
+                with _to_predict(_predictions(job), course, server) as folder:
                     course.run(stages.shard, staging, dataset, part.shard, folder)
                 return ExportResult(job.id, 0.0)
-            with _predicted(_predictions(job), part.shards, course) as folder:
+            with _predicted(_predictions(job), part.shards, course, server) as folder:
                 metrics = course.run(stages.join, staging, dataset, part.shards, folder)
                 values = keep_values(folder / VALUES, values_beside(job.log))
             artifact = _publish(job, staging, published, course, permit)
@@ -172,18 +172,20 @@ def _publish(
 
 
 @contextmanager
-def _to_predict(predictions: Place, shard: Shard, course: Course) -> Iterator[Path]:
+def _to_predict(predictions: Place, course: Course, server: ForkServer | None) -> Iterator[Path]:
     """Yield the folder for a shard's predictions; what is left in it reaches those who join them."""
     if isinstance(predictions, Path):
         yield predictions
         return
-    with travelling.folder_for(course) as folder:
+    with travelling.folder_for(course, server) as folder:
         yield folder
         travelling.send(folder, predictions, course)
 
 
 @contextmanager
-def _predicted(predictions: Place, shards: Sequence[Shard], course: Course) -> Iterator[Path]:
+def _predicted(
+    predictions: Place, shards: Sequence[Shard], course: Course, server: ForkServer | None
+) -> Iterator[Path]:
     """Yield a folder with the predictions of all shards.
 
     They are gone where a worker has joined them already that was lost before it could say so.
@@ -193,7 +195,7 @@ def _predicted(predictions: Place, shards: Sequence[Shard], course: Course) -> I
             raise _gone(predictions)
         yield predictions
         return
-    with travelling.folder_for(course) as folder:
+    with travelling.folder_for(course, server) as folder:
         names = [name for shard in shards for name in (shard.file_name, shard.costs_name)]
         missing = travelling.receive(predictions, names, folder, course)
         if missing and not any(folder.iterdir()):

@@ -70,12 +70,13 @@ def copy_of(prefix: RemotePath, course: Course, server: ForkServer | None) -> It
 
 
 @contextmanager
-def folder_for(course: Course) -> Iterator[Path]:
-    """Yield an empty folder of this machine."""
+def folder_for(course: Course, server: ForkServer | None) -> Iterator[Path]:
+    """Yield an empty folder of this machine, which goes with the run at the latest."""
+    copies = _copies(server)
     try:
-        folder = Path(tempfile.mkdtemp(prefix="zooport-"))
+        folder = Path(tempfile.mkdtemp(dir=copies.parent))
     except OSError as error:
-        raise disk_failure(error, course.stage, Path(tempfile.gettempdir())) from None
+        raise disk_failure(error, course.stage, copies.parent) from None
     try:
         yield folder
     finally:
