@@ -1,6 +1,6 @@
 """Kill -9 of drivers, workers and raylets at random instants: in the end everything is done, and done once.
 
-ZOOPORT_KILLS says how many (200 take about ten minutes), ZOOPORT_KILLS_SEED which ones.
+ZOOPORT_KILLS says how many (200 take ten minutes and more), ZOOPORT_KILLS_SEED which ones.
 """
 
 from __future__ import annotations
