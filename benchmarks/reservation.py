@@ -53,7 +53,7 @@ def main() -> None:
                 sizes = [row[key] / 2**20 for key in ("checkpoint_bytes", "held_bytes", "given_bytes")]
                 shown = "".join(f"{size:{width}.0f}" for size, width in zip(sizes, (11, 7, 7), strict=True))
                 print(f"{name:54}{row['part']:20}{shown}{row['share']:7.2f}", flush=True)
-    RESULT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+                RESULT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def measure_model(name: str, formats_: list[str], scratch: Path) -> Iterator[dict[str, Any]]:

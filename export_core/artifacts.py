@@ -210,12 +210,22 @@ def publish_remotely(
         published = gather(staging)
     except OSError as error:
         raise disk_failure(error, Stage.PUBLISH, staging) from None
-    prefix = staging_prefix(final, token)
     call = run or _call
-    call(f"{remote.__name__}:upload", staging, prefix, published.files)
-    permit()
-    call(f"{remote.__name__}:reveal", prefix, final, published.files)
+    call(f"{remote.__name__}:upload", staging, staging_prefix(final, token), published.files)
+    reveal_uploaded(final, token, published, permit, call)
     return published
+
+
+def reveal_uploaded(
+    final: RemotePath,
+    token: str,
+    published: Published,
+    permit: Callable[[], None] = lambda: None,
+    run: Callable[..., Any] | None = None,
+) -> None:
+    """Make what was uploaded to the hidden address the artifact; arguments and failures as before."""
+    permit()
+    (run or _call)(f"{remote.__name__}:reveal", staging_prefix(final, token), final, published.files)
 
 
 def _call(function: str, *args: object) -> None:

@@ -48,7 +48,7 @@ def upload(
         Failure: ``resource.disk``, naming the address.
     """
     report(Stage.PUBLISH)
-    with _typed(prefix):
+    with typed_errors(prefix):
         remove_tree(prefix)
         for name, expected in files.items():
             target = prefix / name
@@ -78,11 +78,11 @@ def reveal(
         Failure: ``resource.disk``, naming the address; ``output.occupied``.
     """
     report(Stage.PUBLISH)
-    with _typed(final):
+    with typed_errors(final):
         check_replaceable(final)
-        _write(final / _MARK, b"")
+        write(final / _MARK, b"")
         hide(final)
-        for path in _files(final):
+        for path in files_below(final):
             if path.relative_name(final) not in {*files, _MARK}:
                 _remove_file(path)
         for name in sorted(files, key=lambda each: (each == DESCRIPTION, each)):
@@ -96,7 +96,7 @@ def check_replaceable(final: RemotePath) -> None:
 
     OSError if nobody can tell.
     """
-    names = {path.relative_name(final) for path in _files(final)}
+    names = {path.relative_name(final) for path in files_below(final)}
     if names and DESCRIPTION not in names and _MARK not in names:
         raise Failure(
             "output.occupied",
@@ -115,7 +115,7 @@ def check_writable(root: RemotePath) -> None:
     place = root / f"{_PROBE}-{uuid4().hex[:12]}"
     try:
         with errors_of(root):
-            _write(place, b"zooport")
+            write(place, b"zooport")
             system, path = place.filesystem()
             arrived = system.cat_file(path)
             system.rm_file(path)
@@ -169,6 +169,13 @@ def store_file(source: Path, place: RemotePath) -> None:
         system.put_file(str(source), path)
 
 
+def fetch_file(place: RemotePath, target: Path) -> None:
+    """Copy a remote file to this machine; FileNotFoundError, OSError when that does not succeed."""
+    with errors_of(place):
+        system, path = place.filesystem()
+        system.get_file(path, str(target))
+
+
 def is_there(place: RemotePath) -> bool:
     """Whether there is a file, or a directory with anything in it; OSError if nobody can tell."""
     with errors_of(place):
@@ -212,16 +219,23 @@ def hide(place: RemotePath) -> None:
 
 
 @contextmanager
-def kept_log(log: Place) -> Iterator[Path]:
+def kept_log(log: Place, *, goes_on: bool = False) -> Iterator[Path]:
     """Yield a file of this machine to log to; one that belongs to an address is stored there at the end.
 
     A log that cannot be stored is no failure of its job; the worker's own log says so then.
+
+    Args:
+        log: where it is kept.
+        goes_on: what is there already stays; a file of this machine is always appended to.
     """
     if isinstance(log, Path):
         yield log
         return
     with tempfile.TemporaryDirectory(prefix="zooport-") as folder:
         here = Path(folder, log.name)
+        if goes_on:
+            with suppress(OSError, Failure):
+                fetch_file(log, here)
         try:
             yield here
         finally:
@@ -249,7 +263,8 @@ def errors_of(place: RemotePath) -> Iterator[None]:
 
 
 @contextmanager
-def _typed(place: RemotePath) -> Iterator[None]:
+def typed_errors(place: RemotePath) -> Iterator[None]:
+    """Turn OSError into the failure ``resource.disk`` with the address."""
     try:
         yield
     except OSError as error:
@@ -262,7 +277,8 @@ def _typed(place: RemotePath) -> Iterator[None]:
         ) from None
 
 
-def _files(place: RemotePath) -> list[RemotePath]:
+def files_below(place: RemotePath) -> list[RemotePath]:
+    """Return all files below a directory; OSError when it cannot be listed."""
     with errors_of(place):
         system, path = place.filesystem()
         system.invalidate_cache()
@@ -280,7 +296,8 @@ def _remove_file(place: RemotePath) -> None:
             system.rm_file(path)
 
 
-def _write(place: RemotePath, content: bytes) -> None:
+def write(place: RemotePath, content: bytes) -> None:
+    """Write a small file; OSError when that does not succeed."""
     with errors_of(place):
         system, path = place.filesystem()
         system.makedirs(str(PurePosixPath(path).parent), exist_ok=True)

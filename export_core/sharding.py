@@ -86,7 +86,7 @@ def merge_shards(
 
 
 def _costs_of(folder: Path, shard: Shard) -> Path:
-    return folder / f"{shard.file_name}.costs"
+    return folder / shard.costs_name
 
 
 @contextmanager

@@ -23,6 +23,11 @@ class Shard:
         """How the file of its predictions is called."""
         return f"shard-{self.number}-of-{self.of}.gz"
 
+    @property
+    def costs_name(self) -> str:
+        """How the file with what its predictions took is called."""
+        return f"{self.file_name}.costs"
+
 
 def split(images: int, size: int) -> tuple[Shard, ...]:
     """Cut a dataset of so many images into shards of at most ``size``, as equal as can be.

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from zooport.export_core import remote_artifacts as remote
 from zooport.export_core.artifacts import DESCRIPTION, GONE, OLD, STAGING, file_sha256
 from zooport.export_core.failures import Failure
 from zooport.export_core.places import Place, RemotePath
-from zooport.jobs.plan import LOGS
+from zooport.jobs.plan import BASELINES, LOGS
 from zooport.jobs.registry.records import Inventory, StoredArtifact
 from zooport.jobs.shards import PREDICTIONS_OF_BASELINE
 
@@ -52,15 +53,17 @@ class State(StrEnum):
     ORPHANED = "orphaned"
     STAGING = "staging"
     FOREIGN = "foreign"
+    UNUSED = "unused"
 
 
-#: What is not as it has to be. A foreign artifact, of another registry's run, is none of ours.
+#: What is not as it has to be. A foreign artifact, of another registry's run, is none of ours; what an eager
+#: model of earlier weights was worth image by image is unused, and does no harm.
 WRONG = (State.MISSING, State.ALTERED, State.UNREADABLE, State.ORPHANED, State.STAGING)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One directory and how it stands; export, model and format are empty where no row names it."""
+    """One directory or file and how it stands; export, model and format are empty where no row names it."""
 
     state: State
     path: Place
@@ -146,6 +149,11 @@ def find_leftovers(registry: Registry, run: str | None = None) -> list[Finding]:
     return list(_Search(registry.inventory(run), run).leftovers())
 
 
+def find_unused(registry: Registry) -> list[Finding]:
+    """Return kept values of eager models which no newest export, and none of a living run, compares with."""
+    return list(_Search(registry.inventory(None), None).unused_values())
+
+
 def sweep(registry: Registry, outputs: Iterable[Place]) -> None:
     """Remove unfinished work of runs that are over, beside these artifacts.
 
@@ -201,6 +209,20 @@ class _Search:
                     if problem := self._why_stale(path, run):
                         yield Finding(State.STAGING, path, problem=problem, bytes=_size(path))
 
+    def unused_values(self) -> Iterator[Finding]:
+        """Yield files of eager models' values that nobody compares with any more."""
+        for root in self._inventory.roots:
+            if isinstance(root.path, RemotePath):
+                continue  # there are none
+            unused = set((root.path / BASELINES).glob("*.npz")) - self._inventory.values
+            strangers = self._strangers(root.path) if unused else []
+            for path in sorted(unused):
+                state, problem = State.UNUSED, "values of single images that no newest export compares with"
+                if strangers:
+                    state = State.FOREIGN
+                    problem = f"runs of another registry have written here, such as {strangers[-1]}"
+                yield Finding(state, path, problem=problem, bytes=_size(path))
+
     def _strangers(self, root: Place) -> list[str]:
         """Return runs of other registries that have written below this directory, by their logs."""
         found = (each.name for each in _below(root / LOGS, 1))
@@ -241,11 +263,18 @@ class _Search:
         return "unfinished, untouched for more than a day" if age > _ABANDONED else ""
 
 
-def _predictions(root: Place) -> Iterator[tuple[Path, str]]:
+def _predictions(root: Place) -> Iterator[tuple[Place, str]]:
     """Yield folders with predictions of eager models below an output directory's logs, each with its run."""
-    if isinstance(root, Path):  # behind an address, evaluation is in one piece
-        for path in sorted((root / LOGS).glob(f"r-*/**/{PREDICTIONS_OF_BASELINE}")):
-            yield path, path.relative_to(root / LOGS).parts[0]
+    logs = root / LOGS
+    if isinstance(logs, Path):
+        for path in sorted(logs.glob(f"r-*/**/{PREDICTIONS_OF_BASELINE}")):
+            yield path, path.relative_to(logs).parts[0]
+        return
+    with suppress(OSError):
+        folders = {file.parent for file in remote.files_below(logs)}
+        for folder in sorted(folders, key=str):
+            if fnmatchcase(folder.name, PREDICTIONS_OF_BASELINE):
+                yield folder, folder.relative_name(logs).partition("/")[0]
 
 
 def _identity(path: Place) -> _Identity | None:
@@ -348,7 +377,10 @@ def remove(registry: Registry, findings: Sequence[Finding]) -> list[Finding]:
         for finding in findings:
             if finding.path in unnamed:
                 try:
-                    doomed.append((finding, _move_aside(finding)))
+                    if isinstance(finding.path, Path) and finding.path.is_file():
+                        _remove_file(finding.path)  # at once, before a run can begin that needs it
+                    else:
+                        doomed.append((finding, _move_aside(finding)))
                 except OSError as error:
                     failed.append(_failed(finding, error))
     for finding, target in doomed:
@@ -359,6 +391,12 @@ def remove(registry: Registry, findings: Sequence[Finding]) -> list[Finding]:
         except OSError as error:
             failed.append(_failed(finding, error))
     return failed
+
+
+def _remove_file(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    with suppress(OSError):  # others are beside it
+        path.parent.rmdir()
 
 
 def _move_aside(finding: Finding) -> Place:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import astuple
@@ -35,6 +39,16 @@ _UNAUTHORISED = "InvalidAuthToken"
 _FOLDER = "zp-"  # short: sockets have their paths below it
 _OWNER = "driver.json"
 _SERVERS = ("gcs_server", "raylet")
+_AUTOSCALER = "ray/autoscaler/_private/monitor.py"
+_QUICK_START = {
+    # A raylet looks for its object store, which is not there yet, and would look again a second later.
+    "RAY_raylet_client_connect_timeout_milliseconds": "20",
+    "RAY_raylet_client_num_connect_attempts": "1000",
+    # Seconds in which nothing can interrupt the wait for a raylet, which may have died.
+    "RAY_raylet_start_wait_time_s": "1",
+}
+_LOOK = 0.25  # seconds between two looks at servers that are starting
+_REMOVALS = 3  # tries to remove a folder into which somebody may still write
 _own: list[psutil.Process] = []  # the servers of the Ray that this process has started
 
 
@@ -45,16 +59,23 @@ def check_alive() -> None:
         Failure: ``cluster.unavailable``.
     """
     for server in _own:
-        try:
-            if server.status() != psutil.STATUS_ZOMBIE:
-                continue
-        except psutil.NoSuchProcess:
-            pass
-        raise Failure(
-            "cluster.unavailable",
-            f"the local Ray has died (its process {server.pid} was killed)",
-            hint="zooport resume latest goes on where it stopped",
-        )
+        if _is_dead(server):
+            raise _died(server)
+
+
+def _is_dead(server: psutil.Process) -> bool:
+    try:
+        return bool(server.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _died(server: psutil.Process) -> Failure:
+    return Failure(
+        "cluster.unavailable",
+        f"the local Ray has died (its process {server.pid} was killed)",
+        hint="zooport resume latest goes on where it stopped",
+    )
 
 
 def server_directory(run_id: str) -> Path:
@@ -99,26 +120,65 @@ def _local(workers: int | None, server: ForkServer) -> Iterator[int]:
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
     (folder / _OWNER).write_text(json.dumps(astuple(Driver.current())), encoding="utf-8")
     before = _servers()  # of a Ray that this process has just shut down
+    for name, value in _QUICK_START.items():
+        os.environ.setdefault(name, value)
     try:
         try:
-            ray.init(
-                address="local",
-                num_cpus=count,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=_OBJECT_STORE,
-                _temp_dir=str(folder),
-            )
+            with _watched_start(before):
+                ray.init(
+                    address="local",
+                    num_cpus=count,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    object_store_memory=_OBJECT_STORE,
+                    _temp_dir=str(folder),
+                )
+        except Failure:
+            raise
         except Exception as error:
             raise Failure("cluster.unavailable", f"Ray does not start: {one_line(error)}") from error
         _own[:] = _servers() - before
         yield count
     finally:
         _own.clear()
+        _end_autoscaler()
         ray.shutdown()
         server.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
+
+
+@contextmanager
+def _watched_start(before: set[psutil.Process]) -> Iterator[None]:
+    """Raise within seconds if a server dies that is being started here: Ray would wait for it for long.
+
+    Ray waits in the main thread, where the watching thread raises what SIGTERM would: Ray's own handler ends
+    what it has started.
+    """
+    done = threading.Event()
+    dead: list[psutil.Process] = []
+
+    def watch() -> None:
+        started: set[psutil.Process] = set()
+        while not done.wait(_LOOK):
+            present = _servers() - before
+            started |= present
+            dead.extend(server for server in started if server not in present or _is_dead(server))
+            if dead:
+                _thread.interrupt_main(signal.SIGTERM)
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+        done.set()
+        thread.join()
+    except BaseException:
+        done.set()
+        if dead:
+            raise _died(dead[0]) from None
+        raise
 
 
 def _check_free(is_taken: bool) -> None:
@@ -141,6 +201,14 @@ def _servers() -> set[psutil.Process]:
     return found
 
 
+def _end_autoscaler() -> None:
+    """Kill what adds machines to a cluster: there are none, and shutting down would wait for it."""
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if any(_AUTOSCALER in word for word in process.cmdline()):
+                process.kill()
+
+
 def _sweep() -> None:
     """Remove the folders of local Rays whose drivers were killed before they could do it themselves."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
@@ -149,7 +217,22 @@ def _sweep() -> None:
         except (OSError, ValueError, TypeError):
             continue  # somebody else's
         if owner.host == Driver.current().host and not owner.is_alive(None):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of a local Ray, the name of its owner last.
+
+    Ray's servers may still be dying and write into it: who comes next has to know whose the rest is.
+    """
+    for _ in range(_REMOVALS):
+        with suppress(OSError):
+            for path in folder.iterdir():
+                if path.name != _OWNER:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            shutil.rmtree(folder)
+            return
+        time.sleep(_LOOK / 2)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from zooport.jobs.cluster import check_alive
 from zooport.jobs.hosts import HostHandle, HostSettings, Job, Result, died, largest_machine
 from zooport.jobs.inputs import Courier
 from zooport.jobs.memory import size_class
+from zooport.jobs.nodes import Nodes
 from zooport.jobs.plan import Plan
 from zooport.jobs.progress import Display, Running
 from zooport.jobs.retries import next_try, pause
@@ -48,7 +49,7 @@ class Crew:
         interruptions: tells how often somebody wanted the run to stop.
         fail_fast: start nothing more after the first failure.
         pause: seconds before a second try.
-        courier: sends input files along that some nodes do not see; None sends nothing.
+        nodes: of a cluster, where workers may be; None on this machine alone.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class Crew:
         *,
         fail_fast: bool,
         pause: float,
-        courier: Courier | None = None,
+        nodes: Nodes | None = None,
     ) -> None:
-        self._courier = courier
+        self._nodes = nodes
+        self._courier = None if nodes is None else Courier(nodes.unseen)
         self._book = book
         self._display = display
         self._settings = settings
@@ -92,6 +94,8 @@ class Crew:
             for host in self._hosts.values():
                 host.kill()
                 self._abandon(host)
+            if self._nodes is not None:
+                self._nodes.close()
             self._book.dirty += self._evaluations.abandon()
         return self._cancelled_at is not None
 
@@ -107,6 +111,7 @@ class Crew:
             self._show()
         if self._book.wants_news():
             self._look_elsewhere()
+            self._greet()
             self._tell()
 
     def _tasks(self, jobs: Iterable[Job]) -> list[Task]:
@@ -121,6 +126,21 @@ class Crew:
             for job, result in done:
                 self._follow_up(self._book.ended(job, result))
             self._agenda.put_first(self._tasks(own))
+
+    def _greet(self) -> None:
+        """Let nodes take jobs that have joined since; who waits for a place may have one there."""
+        if self._nodes is None or self._courier is None:
+            return
+        before = self._nodes.placement()
+        for said in self._nodes.newcomers():
+            self._display.say(said)
+        if self._nodes.placement() == before:
+            return
+        self._courier.send_also(self._nodes.unseen)
+        for reference, host in list(self._hosts.items()):
+            if host.task is None:
+                del self._hosts[reference]
+                host.kill()
 
     def _answers(self) -> list[Any]:
         """Wait a moment for the first answer; return all that are there by then."""
@@ -150,7 +170,8 @@ class Crew:
                 and (starved is None or size >= starved)
             ):
                 preparing[size] += 1
-                host = HostHandle(self._settings, size, self._courier)
+                placement = {} if self._nodes is None else self._nodes.placement()
+                host = HostHandle(self._settings, size, self._courier, placement)
                 self._hosts[host.prepare()] = host
 
     def _starved(self) -> int | None:

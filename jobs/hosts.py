@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from zooport.export_core.diagnosis import one_line
@@ -113,9 +115,16 @@ class HostHandle:
         settings: what every host of the run is given.
         size: bytes that Ray sets aside for the host and its processes; 0 for none.
         courier: sends input files along that its node may not see.
+        placement: options of Ray that say where it may be.
     """
 
-    def __init__(self, settings: HostSettings, size: int = 0, courier: Courier | None = None) -> None:
+    def __init__(
+        self,
+        settings: HostSettings,
+        size: int = 0,
+        courier: Courier | None = None,
+        placement: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         import ray
 
         self._courier = courier or Courier()
@@ -123,7 +132,12 @@ class HostHandle:
         # A thread for work, and one to be asked while it works. Attempts are the registry's to count, so Ray
         # repeats nothing by itself.
         actor = ray.remote(Host).options(
-            num_cpus=1, memory=size or None, max_concurrency=2, max_restarts=0, max_task_retries=0
+            num_cpus=1,
+            memory=size or None,
+            max_concurrency=2,
+            max_restarts=0,
+            max_task_retries=0,
+            **placement,
         )
         self._actor: Any = actor.remote(settings)
         self._asked: Any = None

@@ -97,6 +97,10 @@ class Courier:
         self._sent: OrderedDict[str, Parcel] = OrderedDict()
         self._sizes: dict[str, int] = {}
 
+    def send_also(self, unseen: Collection[str]) -> None:
+        """Send these paths, too, from now on."""
+        self._unseen |= frozenset(unseen)
+
     def pack(self, job: Job) -> tuple[Unit, ...]:
         """Return what has to travel with a job; nothing where every node sees its files.
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from zooport.export_core.failures import Stage
 
-#: Stages that may have a deadline of their own. Planning and publishing are no job's work.
-STAGES = (Stage.LOAD, Stage.EXPORT, Stage.VERIFY, Stage.EVALUATE)
+#: Stages that may have a deadline of their own. Planning is no job's work.
+STAGES = (Stage.LOAD, Stage.EXPORT, Stage.VERIFY, Stage.EVALUATE, Stage.PUBLISH)
 TOTAL = "total"
 EXPECTED = f"seconds, or some of {', '.join(STAGES)} and {TOTAL} with their seconds"
 

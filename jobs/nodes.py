@@ -1,7 +1,8 @@
 """The nodes of a cluster before work begins: what they lack, and which files they do not see.
 
 Every node is asked at once, by a function that needs nothing of zooport there. What makes all jobs of a node
-fail ends the run here, in one line; input files that a node does not see are sent to it (see inputs.py).
+fail ends the run here, in one line; input files that a node does not see are sent to it (see inputs.py). A
+node that joins later is asked before it gets a job, and gets none where something is missing.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from zooport.jobs.plan import Plan
 from zooport.jobs.values import ExportJob
 
 _PATIENCE = 90.0  # seconds for every node to answer; a package that is large takes long to import
+_LOOK = 2.0  # seconds between two looks for nodes that have joined
+_NODE_LABEL = "ray.io/node-id"
+_SELECTS = (2, 49)  # the first Ray that knows nodes by labels
 _DEATH_KNOWN = 20.0  # seconds until a cluster knows that a node has died
 _SHARED = "give --output an address such as s3://bucket/zoo, or a folder that every node mounts"
 
@@ -50,43 +54,117 @@ def output_root(job: ExportJob) -> Place:
     return job.output.parents[len(job.checkpoint.name.split("/"))]
 
 
-def check_nodes(plan: Plan, preload: Sequence[str]) -> frozenset[str]:
-    """Ask every node of the cluster that this process has joined; return the inputs that some do not see.
+class Nodes:
+    """The nodes of a cluster that take this run's jobs: all that were asked and lack nothing.
 
     Args:
         plan: what is to be run.
         preload: modules that the run's fork servers import.
-
-    Raises:
-        Failure: ``dependency.missing`` for a node without a package, ``output.unwritable`` where the output
-            is not shared by the nodes or does not take files from one, ``cluster.unavailable`` for a node
-            with another zooport or one that does not answer.
     """
-    nodes = _nodes()
-    roots = dict.fromkeys(output_root(job) for job in plan.to_run)
-    folders = [root for root in roots if isinstance(root, Path)]
-    jobs: list[Job] = [*plan.to_run, *plan.baselines]
-    inputs = {
-        str(path): stamp
-        for job in jobs
-        for unit in units_of(job)
-        for path in unit
-        if (stamp := stamp_of(path)) is not None
-    }
-    with _tokens(folders) as tokens:
-        question = {
+
+    def __init__(self, plan: Plan, preload: Sequence[str]) -> None:
+        roots = dict.fromkeys(output_root(job) for job in plan.to_run)
+        jobs: list[Job] = [*plan.to_run, *plan.baselines]
+        inputs = {
+            str(path): stamp
+            for job in jobs
+            for unit in units_of(job)
+            for path in unit
+            if (stamp := stamp_of(path)) is not None
+        }
+        self._folders = [root for root in roots if isinstance(root, Path)]
+        self._question = {
             "packages": list(dict.fromkeys(name.partition(".")[0] for name in ("zooport", *preload))),
             "distributions": _tools(plan),
-            "tokens": tokens,
             "inputs": [(path, *stamp) for path, stamp in inputs.items()],
             "addresses": [str(root) for root in roots if isinstance(root, RemotePath)],
         }
-        answers = _ask(nodes, question)
-    unseen: set[str] = set()
-    for node, answer in answers.items():
+        self._fit: list[str] = []
+        self._known: set[str] = set()
+        self._asked: dict[Any, tuple[_Node, float, ExitStack]] = {}
+        self._looked = time.monotonic()
+        self.unseen: set[str] = set()
+
+    def check(self) -> None:
+        """Ask every node at once.
+
+        Raises:
+            Failure: ``dependency.missing`` for a node without a package, ``output.unwritable`` where the
+                output is not shared by the nodes or does not take files from one, ``cluster.unavailable`` for
+                a node with another zooport or one that does not answer.
+        """
+        nodes = _nodes()
+        with _tokens(self._folders) as tokens:
+            answers = _ask(nodes, self._question | {"tokens": tokens})
+        self._known.update(node.id for node in nodes)
+        for node, answer in answers.items():
+            self._take(node, answer)
+
+    def placement(self) -> dict[str, Any]:
+        """Return the options that let Ray place a worker on nodes that were asked, and on no other."""
+        if not self._fit or not _can_select():
+            return {}
+        return {"label_selector": {_NODE_LABEL: f"in({','.join(self._fit)})"}}
+
+    def newcomers(self) -> list[str]:
+        """Ask nodes that have joined since, without waiting; return what there is to say of the answers.
+
+        A node that lacks something gets no jobs, which is no reason to end the run: the others go on.
+        """
+        if time.monotonic() - self._looked < _LOOK:
+            return []
+        self._looked = time.monotonic()
+        for node in _nodes():
+            if node.id not in self._known:
+                self._known.add(node.id)
+                self._ask_later(node)
+        return [said for reference in list(self._asked) if (said := self._hear(reference))]
+
+    def _ask_later(self, node: _Node) -> None:
+        stack = ExitStack()
+        tokens = stack.enter_context(_tokens(self._folders))
+        (reference,) = _send([node], self._question | {"tokens": tokens})
+        self._asked[reference] = node, time.monotonic() + _PATIENCE, stack
+
+    def _hear(self, reference: Any) -> str:
+        """Return what a node that joined later has answered, in words; "" as long as it has not."""
+        import ray
+
+        node, deadline, stack = self._asked[reference]
+        if ray.wait([reference], timeout=0)[0]:
+            try:
+                self._take(node, ray.get(reference))
+                said = f"node {node.name} has joined"
+            except Failure as failure:
+                said = f"node {node.name} has joined and gets no jobs: {failure.code}: {failure.message}"
+            except ray.exceptions.RayError as error:
+                said = f"node {node.name} has joined and gets no jobs: {one_line(error)}"
+        elif time.monotonic() > deadline:
+            said = f"node {node.name} has joined and gets no jobs: no answer within {_PATIENCE:g} s"
+        else:
+            return ""
+        stack.close()
+        del self._asked[reference]
+        return said
+
+    def _take(self, node: _Node, answer: Mapping[str, Any]) -> None:
         _judge(node, answer)
-        unseen.update(answer["unseen_inputs"])
-    return frozenset(unseen)
+        self.unseen.update(answer["unseen_inputs"])
+        self._fit.append(node.id)
+
+    def close(self) -> None:
+        """Forget who has not answered."""
+        for _, _, stack in self._asked.values():
+            stack.close()
+        self._asked.clear()
+
+
+def _can_select() -> bool:
+    """Whether this Ray can be told which nodes to take; an older one places workers anywhere."""
+    from importlib.metadata import version
+
+    major, minor = version("ray").split(".")[:2]
+    return (int(major), int(minor)) >= _SELECTS
 
 
 def _nodes() -> list[_Node]:
@@ -139,7 +217,8 @@ def _tokens(folders: Sequence[Path]) -> Iterator[dict[str, str]]:
                 Path(name).unlink()
 
 
-def _ask(nodes: Sequence[_Node], question: dict[str, Any]) -> dict[_Node, dict[str, Any]]:
+def _send(nodes: Sequence[_Node], question: dict[str, Any]) -> dict[Any, _Node]:
+    """Ask nodes; return the references to their answers."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -153,9 +232,17 @@ def _ask(nodes: Sequence[_Node], question: dict[str, Any]) -> dict[_Node, dict[s
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node.id, soft=False)
             asked[look.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(question)] = node
-        answered = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE) if asked else ([], [])
     finally:
         ray.cloudpickle.unregister_pickle_by_value(node_probe)
+    return asked
+
+
+def _ask(nodes: Sequence[_Node], question: dict[str, Any]) -> dict[_Node, dict[str, Any]]:
+    """Ask nodes and wait for their answers; one that dies meanwhile gives none."""
+    import ray
+
+    asked = _send(nodes, question)
+    answered = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE) if asked else ([], [])
     done, waiting = answered
     silent = [asked[reference] for reference in waiting if not _has_died(asked[reference])]
     if silent:

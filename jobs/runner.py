@@ -19,8 +19,7 @@ from zooport.jobs.book import Book
 from zooport.jobs.cluster import joined
 from zooport.jobs.crew import Crew
 from zooport.jobs.hosts import HostSettings
-from zooport.jobs.inputs import Courier
-from zooport.jobs.nodes import check_nodes
+from zooport.jobs.nodes import Nodes
 from zooport.jobs.plan import Plan
 from zooport.jobs.progress import Display
 from zooport.jobs.retries import PAUSE
@@ -73,7 +72,7 @@ def run_plan(
     """Run what a plan wants run; the run has begun in the registry, and is closed there however this ends.
 
     Raises:
-        Failure: ``cluster.unavailable``, what :func:`check_nodes` finds on a cluster, or ``registry.*`` when
+        Failure: ``cluster.unavailable``, what :meth:`Nodes.check` finds on a cluster, or ``registry.*`` when
             results cannot be recorded any more.
     """
     book = Book(plan, registry, display)
@@ -88,8 +87,9 @@ def run_plan(
                 _terminable(),
                 joined(settings.address, settings.workers, hosts.server(), **more) as workers,
             ):
-                is_shared = settings.address is None
-                courier = None if is_shared else Courier(check_nodes(plan, hosts.preload))
+                nodes = None if settings.address is None else Nodes(plan, hosts.preload)
+                if nodes is not None:
+                    nodes.check()
                 # Ray sets signal handlers of its own when it starts; these come after.
                 with _signals() as count:
                     crew = Crew(
@@ -100,7 +100,7 @@ def run_plan(
                         count,
                         fail_fast=settings.fail_fast,
                         pause=settings.pause,
-                        courier=courier,
+                        nodes=nodes,
                     )
                     interrupted = crew.run(workers)
     finally:

@@ -8,23 +8,43 @@ consists of its shards and the joining. A part that is lost with its worker is d
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from zooport.export_core.artifacts import VALUES, discard, make_staging, staging_path
+from zooport.export_core.artifacts import (
+    VALUES,
+    Published,
+    discard,
+    make_staging,
+    reveal_uploaded,
+    staging_path,
+    staging_prefix,
+)
 from zooport.export_core.failures import Failure, FailureRecord, Stage
 from zooport.export_core.isolation import Cancellation, ForkServer
-from zooport.export_core.places import RemotePath
+from zooport.export_core.places import Place, RemotePath
 from zooport.export_core.remote_artifacts import kept_log
-from zooport.export_core.shards import split
+from zooport.export_core.remote_parts import forget
+from zooport.export_core.shards import Shard, split
+from zooport.jobs import travelling
 from zooport.jobs.followups import follow_up, is_follow_up
-from zooport.jobs.values import BaselineJob, BaselineResult, ExportJob, ExportResult, Part, PartKind
+from zooport.jobs.values import (
+    ArtifactRecord,
+    BaselineJob,
+    BaselineResult,
+    ExportJob,
+    ExportResult,
+    Part,
+    PartKind,
+)
 from zooport.jobs.worker import (
     Course,
     OnStage,
     Permit,
     Stages,
+    artifact_of,
     build,
     keep_values,
     publish_built,
@@ -43,19 +63,13 @@ PREDICTIONS_OF_BASELINE = f".baseline-*{_PREDICTIONS}"
 def cut(jobs: Iterable[Job]) -> Iterator[Job]:
     """Yield the jobs; of those that are evaluated in shards, the first part.
 
-    A dataset of one shard costs nothing more than it did. An artifact that goes to an address is made on one
-    machine, where no other worker could reach it: it is evaluated in one piece.
+    A dataset of one shard costs nothing more than it did.
     """
     for job in jobs:
-        if job.part is not None:
+        if job.part is not None or job.dataset is None or job.images <= job.shard_images:
             yield job
-            continue
-        place = job.output if isinstance(job, ExportJob) else job.log
-        if job.dataset is None or job.images <= job.shard_images or isinstance(place, RemotePath):
-            yield job
-            continue
-        part = Part(PartKind.BEGIN, split(job.images, job.shard_images))
-        yield replace(job, part=part)
+        else:
+            yield replace(job, part=Part(PartKind.BEGIN, split(job.images, job.shard_images)))
 
 
 def unfold(job: Job) -> list[Job]:
@@ -84,12 +98,13 @@ def run_part(
     Returns:
         What this part took and brought: remarks of the first one, metrics and artifact of the last one.
     """
-    with kept_log(job.log) as log:
+    is_join = job.part is not None and job.part.kind is PartKind.JOIN
+    with kept_log(job.log, goes_on=is_join) as log:
         course = Course(job, log, server, on_stage, cancellation)
         result: Result
         failure = None
         try:
-            result = _do(job, stages, course, permit)
+            result = _do(job, stages, course, server, permit)
         except Exception as error:
             failure = course.failure(error)
         if failure is not None:
@@ -99,56 +114,111 @@ def run_part(
     return replace(result, seconds=course.elapsed)
 
 
-def _do(job: Job, stages: Stages, course: Course, permit: Permit) -> Result:
+def _do(job: Job, stages: Stages, course: Course, server: ForkServer | None, permit: Permit) -> Result:
     part, dataset = job.part, job.dataset
     if part is None or dataset is None:
         raise ValueError(f"{job} is no part of a job")
     if isinstance(job, BaselineJob):
-        folder = _folder(job)
         course.enter(Stage.LOAD)
-        if part.kind is PartKind.SHARD:
-            course.run(stages.shard, job.checkpoint, dataset, part.shard, folder)
+        if part.shard is not None:
+            with _to_predict(_folder(job), course, server) as folder:
+                course.run(stages.shard, job.checkpoint, dataset, part.shard, folder)
             return BaselineResult(job.key, 0.0)
-        _require(folder)
-        metrics = course.run(stages.join, job.checkpoint, dataset, part.shards, folder)
-        keep_values(folder / VALUES, job.values)
-        shutil.rmtree(folder, ignore_errors=True)
+        with _predicted(_folder(job), part.shards, course, server) as folder:
+            metrics = course.run(stages.join, job.checkpoint, dataset, part.shards, folder)
+            keep_values(folder / VALUES, job.values)
+        _drop(_folder(job), course)
         return BaselineResult(job.key, 0.0, metrics)
     if is_follow_up(job):
         return follow_up(job, stages, course)
     if part.kind is PartKind.BEGIN:
-        return ExportResult(job.id, 0.0, notes=_begin(job, stages, course))
-    staging = staging_path(job.output, job.id)
+        return ExportResult(job.id, 0.0, notes=_begin(job, stages, course, server))
     try:
         course.enter(Stage.EVALUATE)
-        if part.kind is PartKind.SHARD:
-            course.run(stages.shard, staging, dataset, part.shard, staging / _PREDICTIONS)
-            return ExportResult(job.id, 0.0)
-        _require(staging / _PREDICTIONS)
-        metrics = course.run(stages.join, staging, dataset, part.shards, staging / _PREDICTIONS)
-        values = keep_values(staging / _PREDICTIONS / VALUES, values_beside(job.log))
-        artifact = publish_built(job, staging, course, permit)
+        with _waiting(job, course, server) as (staging, published):
+            if part.shard is not None:
+                with _to_predict(_predictions(job), course, server) as folder:
+                    course.run(stages.shard, staging, dataset, part.shard, folder)
+                return ExportResult(job.id, 0.0)
+            with _predicted(_predictions(job), part.shards, course, server) as folder:
+                metrics = course.run(stages.join, staging, dataset, part.shards, folder)
+                values = keep_values(folder / VALUES, values_beside(job.log))
+            artifact = _publish(job, staging, published, course, permit)
     except Failure as failure:
-        raise with_disk(failure, staging, job.output) from None
+        raise with_disk(failure, staging_path(job.output, job.id), job.output) from None
     return ExportResult(job.id, 0.0, artifact=artifact, metrics=metrics, values=values)
 
 
-def _require(predictions: Path) -> None:
-    """Refuse to join what a worker has joined already that was lost before it could say so."""
-    if not predictions.is_dir():
-        raise Failure(
-            "worker.crashed",
-            f"{predictions}: the predictions are gone, a worker was lost after it had joined them",
-            hint="run it again with zooport rerun --failed",
-        )
+@contextmanager
+def _waiting(
+    job: ExportJob, course: Course, server: ForkServer | None
+) -> Iterator[tuple[Path, Published | None]]:
+    """Yield where the artifact is that waits, and what has been uploaded of it already."""
+    if isinstance(job.output, RemotePath):
+        with travelling.copy_of(staging_prefix(job.output, job.id), course, server) as (copy, uploaded):
+            yield copy, uploaded.published()
+    else:
+        yield staging_path(job.output, job.id), None
 
 
-def _begin(job: ExportJob, stages: Stages, course: Course) -> tuple[str, ...]:
-    """Export and verify; the artifact stays in its staging directory only if that comes through."""
+def _publish(
+    job: ExportJob, staging: Path, uploaded: Published | None, course: Course, permit: Permit
+) -> ArtifactRecord:
+    if uploaded is None or not isinstance(job.output, RemotePath):
+        return publish_built(job, staging, course, permit)
+    course.enter(Stage.PUBLISH)
+    reveal_uploaded(job.output, job.id, uploaded, permit, course.run)
+    return artifact_of(job, uploaded)
+
+
+@contextmanager
+def _to_predict(predictions: Place, course: Course, server: ForkServer | None) -> Iterator[Path]:
+    """Yield the folder for a shard's predictions; what is left in it reaches those who join them."""
+    if isinstance(predictions, Path):
+        yield predictions
+        return
+    with travelling.folder_for(course, server) as folder:
+        yield folder
+        travelling.send(folder, predictions, course)
+
+
+@contextmanager
+def _predicted(
+    predictions: Place, shards: Sequence[Shard], course: Course, server: ForkServer | None
+) -> Iterator[Path]:
+    """Yield a folder with the predictions of all shards.
+
+    They are gone where a worker has joined them already that was lost before it could say so.
+    """
+    if isinstance(predictions, Path):
+        if not predictions.is_dir():
+            raise _gone(predictions)
+        yield predictions
+        return
+    with travelling.folder_for(course, server) as folder:
+        names = [name for shard in shards for name in (shard.file_name, shard.costs_name)]
+        missing = travelling.receive(predictions, names, folder, course)
+        if missing and not any(folder.iterdir()):
+            raise _gone(predictions)
+        yield folder
+
+
+def _gone(predictions: Place) -> Failure:
+    return Failure(
+        "worker.crashed",
+        f"{predictions}: the predictions are gone, a worker was lost after it had joined them",
+        hint="run it again with zooport rerun --failed",
+    )
+
+
+def _begin(job: ExportJob, stages: Stages, course: Course, server: ForkServer | None) -> tuple[str, ...]:
+    """Export and verify; the artifact waits in its staging directory only if that comes through."""
     course.enter(Stage.LOAD)
     staging = make_staging(job.output, job.id)
     try:
         notes, _ = build(job, stages, course, staging, None)
+        if isinstance(job.output, RemotePath):
+            travelling.hand_over(staging, staging_prefix(job.output, job.id), course, server)
     except BaseException as error:
         failure = with_disk(error, staging, job.output) if isinstance(error, Failure) else error
         discard(job.output, job.id)
@@ -156,11 +226,27 @@ def _begin(job: ExportJob, stages: Stages, course: Course) -> tuple[str, ...]:
     return notes
 
 
-def _folder(job: BaselineJob) -> Path:
+def _folder(job: BaselineJob) -> Place:
     """Return where the predictions of an eager model are left, beside its log."""
-    if isinstance(job.log, RemotePath):
-        raise TypeError("the predictions of shards lie in a folder that all workers share")
     return job.log.with_name(f".baseline-{job.key[:16]}{_PREDICTIONS}")
+
+
+def _predictions(job: ExportJob) -> Place:
+    """Return where the predictions of an exported model are left, in its staging directory."""
+    if isinstance(job.output, RemotePath):
+        return staging_prefix(job.output, job.id) / _PREDICTIONS
+    return staging_path(job.output, job.id) / _PREDICTIONS
+
+
+def _drop(predictions: Place, course: Course | None = None) -> None:
+    """Remove the predictions of an eager model, in a disposable process where there is a course for it."""
+    if isinstance(predictions, Path):
+        shutil.rmtree(predictions, ignore_errors=True)
+    elif course is not None:
+        travelling.forget(predictions, course)
+    else:
+        with suppress(Failure):
+            forget(predictions)
 
 
 def _empty(job: Job, failure: FailureRecord | None = None) -> Result:
@@ -241,7 +327,7 @@ class Evaluations:
         jobs = [each.begun for each in self._open.values()]
         for job in jobs:
             if isinstance(job, BaselineJob):
-                shutil.rmtree(_folder(job), ignore_errors=True)
+                _drop(_folder(job))
         return [job for job in jobs if isinstance(job, ExportJob)]
 
     def _opened(self, job: Job) -> _Evaluation:
@@ -261,7 +347,7 @@ class Evaluations:
         if isinstance(job, ExportJob):
             discard(job.output, job.id)  # parts that still run find nothing any more
         else:
-            shutil.rmtree(_folder(job), ignore_errors=True)
+            _drop(_folder(job))
         return replace(evaluation.total, failure=_named(evaluation.total.failure, job))
 
 

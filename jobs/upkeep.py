@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from zooport.export_core import remote_artifacts as remote
 from zooport.export_core.places import Place, RemotePath
-from zooport.jobs.audit import WRONG, Finding, State, check_artifacts, find_leftovers, remove
+from zooport.jobs.audit import (
+    WRONG,
+    Finding,
+    State,
+    check_artifacts,
+    find_leftovers,
+    find_unused,
+    remove,
+)
 from zooport.jobs.output import OutputFormat, print_rows, size
 from zooport.jobs.registry import open_registry
 
@@ -29,6 +37,7 @@ _STYLES = {
     State.ORPHANED: "yellow",
     State.STAGING: "yellow",
     State.FOREIGN: "dim",
+    State.UNUSED: "yellow",
 }
 
 
@@ -71,7 +80,7 @@ def collect_garbage(
         The exit code: 1 if something could not be removed.
     """
     with open_registry(url, create=False) as registry:
-        found = find_leftovers(registry)
+        found = [*find_leftovers(registry), *find_unused(registry)]
         kept = [each for each in found if each.state is State.FOREIGN and not include_foreign]
         doomed = [each for each in found if each not in kept]
         failed = []
@@ -165,5 +174,13 @@ def _garbage_page(
 
 
 def _amount(findings: Sequence[Finding]) -> str:
-    plural = "y" if len(findings) == 1 else "ies"
-    return f"{len(findings)} director{plural}, {size(sum(each.bytes for each in findings))}"
+    files = sum(each.path.suffix == ".npz" for each in findings)  # values; all else is in directories
+    return f"{_parts(len(findings) - files, files)}, {size(sum(each.bytes for each in findings))}"
+
+
+def _parts(directories: int, files: int) -> str:
+    """Return "2 directories and 1 file"."""
+    parts = (
+        [f"{directories} director{'y' if directories == 1 else 'ies'}"] if directories or not files else []
+    )
+    return " and ".join(parts + ([f"{files} file{'' if files == 1 else 's'}"] if files else []))

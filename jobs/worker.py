@@ -5,7 +5,9 @@ It runs the same with and without Ray, and knows nothing of the registry.
 
 from __future__ import annotations
 
+import math
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +26,9 @@ from zooport.jobs.values import ArtifactRecord, BaselineJob, BaselineResult, Exp
 
 OnStage = Callable[[Stage], None]
 Permit = Callable[[], None]
+
+_LOOK = 0.2  # seconds between two looks at a call that may hang
+_RENAME = 5.0  # seconds that are left to one that was permitted to publish at the last moment
 
 # How a full disk shows itself when a library writes: as an error of its own, or as a crash.
 _MAYBE_FULL_DISK = frozenset(
@@ -164,10 +169,16 @@ def publish_built(job: ExportJob, staging: Path, course: Course, permit: Permit)
     course.enter(Stage.PUBLISH)
     runtime = verified_by(staging)
     published: Published
-    if isinstance(job.output, RemotePath):
-        published = publish_remotely(staging, job.output, job.id, permit, course.run)
+    output = job.output
+    if isinstance(output, RemotePath):
+        published = publish_remotely(staging, output, job.id, permit, course.run)
     else:
-        published = publish(staging, job.output, permit)
+        published = course.call(lambda still_permitted: publish(staging, output, still_permitted), permit)
+    return artifact_of(job, published)
+
+
+def artifact_of(job: ExportJob, published: Published) -> ArtifactRecord:
+    """Return how the registry names what was published."""
     name = main_file(job.format)
     return ArtifactRecord(job.output, name, published.files[name], published.size, published.files, runtime)
 
@@ -240,6 +251,50 @@ class Course:
             memory=self._job.reservation,
         )
 
+    def call(self, function: Callable[[Permit], Published], permit: Permit) -> Published:
+        """Call a function of this process that may hang where a disk does, within what is left.
+
+        Args:
+            function: given a permit that ends with its time, so that what was given up publishes nothing.
+            permit: asked as well.
+        """
+        if self._left() == math.inf and self._cancellation is None:
+            return function(permit)
+        call = _Call(function, permit)
+        while not call.ended(_LOOK):
+            try:
+                self.pause(0.0)
+            except Failure:
+                if not call.give_up():
+                    raise
+        return call.result()
+
+    def pause(self, seconds: float) -> None:
+        """Wait for something.
+
+        Raises:
+            Failure: ``run.cancelled``; ``resource.timeout`` when nothing is left of the job's time.
+        """
+        if self._cancellation is not None and self._cancellation.is_set:
+            message = "the job was stopped because its run was cancelled"
+            raise Failure("run.cancelled", message, stage=self.stage)
+        if self._left() <= 0:
+            deadline = self._job.deadlines.get(str(self.stage))
+            if self._job.timeout is not None and self._job.timeout <= self.elapsed:
+                deadline = None
+            details = {} if deadline is None else {"stage_deadline": deadline}
+            message = f"stopped at the deadline of {deadline or 0:g} s for stage {self.stage}"
+            hint = f"raise the timeout of {self.stage}, or see whether its disk hangs"
+            raise Failure("resource.timeout", message, stage=self.stage, hint=hint, details=details)
+        time.sleep(seconds)
+
+    def _left(self) -> float:
+        """Return the seconds that are left to the job and to the stage it is in."""
+        now = time.monotonic()
+        left = math.inf if self._job.timeout is None else self._start + self._job.timeout - now
+        deadline = self._job.deadlines.get(str(self.stage))
+        return left if deadline is None else min(left, self._begun[-1][1] + deadline - now)
+
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each stage, the last one until now."""
         ends = [begun for _, begun in self._begun[1:]] + [time.monotonic()]
@@ -257,3 +312,48 @@ class Course:
                 failure.code, message, stage=failure.stage, hint=failure.hint, details=failure.details
             )
         return failure.record()
+
+
+class _Call:
+    """A call in a thread of its own, which nobody waits for any more when it is given up."""
+
+    def __init__(self, function: Callable[[Permit], Published], permit: Permit) -> None:
+        self._function = function
+        self._permit = permit
+        self._lock = threading.Lock()
+        self._permitted = self._given_up = False
+        self._value: Published | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def ended(self, seconds: float) -> bool:
+        """Wait so long at most for its end."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def give_up(self) -> bool:
+        """Take the permit away; return whether it was used before, and has come to its end since."""
+        with self._lock:
+            self._given_up = True
+        return self._permitted and self.ended(_RENAME)
+
+    def result(self) -> Published:
+        """Return what the function returned, or raise what it raised."""
+        if self._error is not None:
+            raise self._error
+        assert self._value is not None  # noqa: S101 - asked when it has ended
+        return self._value
+
+    def _run(self) -> None:
+        try:
+            self._value = self._function(self._ask)
+        except BaseException as error:
+            self._error = error
+
+    def _ask(self) -> None:
+        with self._lock:
+            if self._given_up:
+                raise Failure("resource.timeout", "it was given up before")
+            self._permit()
+            self._permitted = True

@@ -1,7 +1,8 @@
 """An object store for tests, ``bucket://NAME/key``, in the folder that ZOOPORT_TEST_BUCKET names.
 
 Like the large ones it has no directories and no rename, and an object appears when it is complete. A file
-``deny`` in the folder forbids writing, ``cut`` loses the last byte of every object written.
+``deny`` in the folder forbids writing, ``cut`` loses the last byte of every object written, ``hang`` keeps
+who writes one that is no log.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -66,6 +68,8 @@ class Bucket(AbstractFileSystem):
     def pipe_file(self, path: str, value: bytes, **_: Any) -> None:
         if (self.folder / "deny").exists():
             raise PermissionError("AccessDenied")
+        if (self.folder / "hang").exists() and not path.endswith(".log"):
+            time.sleep(600)
         if (self.folder / "cut").exists():
             value = value[:-1]
         target = self._file(path)

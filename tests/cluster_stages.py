@@ -1,8 +1,12 @@
-"""Stages that tell what they have seen: "sleep-1-0.5" takes half a second."""
+"""Stages that tell what they have seen: "read-1-0.5" takes half a second, "gate-1-0" until a gate is open.
+
+The gate is the file ``open`` in the folder of the test's bucket, which all nodes see.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +16,7 @@ from zooport.export_core.config.files import read_chain
 from zooport.export_core.failures import Stage
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.jobs.worker import Stages
+from zooport.tests.bucket import FOLDER
 
 _HERE = "zooport.tests.cluster_stages"
 METRICS = {"bbox/AP": 40.0}
@@ -29,6 +34,8 @@ def export(
 ) -> list[str]:
     report(Stage.EXPORT)
     time.sleep(float(checkpoint.name.rpartition("-")[2]))
+    while checkpoint.name.startswith("gate") and not Path(os.environ[FOLDER], "open").exists():
+        time.sleep(0.05)
     found = [] if dataset is None else [path for path in dataset.images.rglob("*") if path.is_file()]
     images = [] if dataset is None else [path.relative_to(dataset.images).as_posix() for path in found]
     seen = {

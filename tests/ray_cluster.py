@@ -44,6 +44,15 @@ class Node:
     process: subprocess.Popen[bytes]
     log: Path
 
+    def wait(self) -> None:
+        """Return when it is up."""
+        deadline = time.monotonic() + _START
+        while b"Ray runtime started" not in self.log.read_bytes():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                said = self.log.read_text(errors="replace")[-2000:]
+                raise RuntimeError(f"the node does not start: {said}")
+            time.sleep(0.1)
+
     def kill(self) -> None:
         """End everything of the node at once, as when its machine loses power."""
         doomed = [psutil.Process(self.process.pid)]
@@ -75,10 +84,17 @@ class Cluster:
         options = ["--head", f"--port={self.port}", f"--ray-client-server-port={self.client}"]
         options += [f"--include-dashboard={str(dashboard).lower()}", f"--dashboard-port={self.dashboard}"]
         # A socket's path has to be short.
-        return self._start([*options, f"--temp-dir={self.folder / 'r'}"], cpus, {}, ())
+        node = self._start([*options, f"--temp-dir={self.folder / 'r'}"], cpus, {}, ())
+        node.wait()
+        return node
 
     def add(
-        self, cpus: int = 1, environment: Mapping[str, str] | None = None, hidden: Sequence[Path] = ()
+        self,
+        cpus: int = 1,
+        environment: Mapping[str, str] | None = None,
+        hidden: Sequence[Path] = (),
+        *,
+        wait: bool = True,
     ) -> Node:
         """Start a further node.
 
@@ -86,8 +102,12 @@ class Cluster:
             cpus: how many it says it has.
             environment: on top of the cluster's.
             hidden: folders that are empty there, and its own.
+            wait: return when it is up.
         """
-        return self._start([f"--address={self.address}"], cpus, environment or {}, hidden)
+        node = self._start([f"--address={self.address}"], cpus, environment or {}, hidden)
+        if wait:
+            node.wait()
+        return node
 
     def _start(
         self, options: Sequence[str], cpus: int, environment: Mapping[str, str], hidden: Sequence[Path]
@@ -118,11 +138,6 @@ class Cluster:
             )
         node = Node(process, log)
         self.nodes.append(node)
-        deadline = time.monotonic() + _START
-        while b"Ray runtime started" not in log.read_bytes():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the node does not start: {log.read_text(errors='replace')[-2000:]}")
-            time.sleep(0.1)
         return node
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.alone
 DRIVER = """
 import json, sys
 from pathlib import Path
+from typing import IO
 from zooport import cli
 from zooport.jobs import submission
 from zooport.jobs.hosts import HostSettings
@@ -88,11 +90,18 @@ class Zoo:
             lines.append(f"  - {{name: {name}, config: config.yaml, weights: {name}.pth{more}}}")
         (self.folder / "zoo.yaml").write_text("\n".join([*lines, "formats: [torchscript-trace]"]))
 
-    def start(self, output: str, address: str = "", preload: Sequence[str] = ()) -> subprocess.Popen[str]:
+    def start(
+        self,
+        output: str,
+        address: str = "",
+        preload: Sequence[str] = (),
+        workers: int | None = None,
+        said: IO[str] | int = subprocess.PIPE,
+    ) -> subprocess.Popen[str]:
         order = {
             "address": address or self.cluster.address,
             "output": output,
-            "workers": None,
+            "workers": workers,
             "preload": list(preload),
         }
         environment = {**os.environ, **self.cluster.environment, "RAY_AUTH_MODE": "disabled"}
@@ -100,7 +109,7 @@ class Zoo:
             [sys.executable, "-c", DRIVER, json.dumps(order)],
             cwd=self.folder,
             env=environment | {"RAY_ADDRESS": self.cluster.address},
-            stdout=subprocess.PIPE,
+            stdout=said,
             stderr=subprocess.STDOUT,
             text=True,
         )
@@ -255,6 +264,37 @@ def test_a_node_without_zooport_is_named(zoo: Zoo, place: Path) -> None:
     assert code == 1, said
     (line,) = [line for line in said.splitlines() if "dependency.missing" in line]
     assert "lacks the package zooport" in line
+
+
+@pytest.mark.slow
+def test_nodes_that_join_later_are_asked_before_they_get_jobs(zoo: Zoo, place: Path, private: Path) -> None:
+    """One lacks a package and gets none; the other does not see the inputs, which are sent to it."""
+    zoo.write(*(f"gate-{number}-0" for number in range(6)))
+    (place / "less").mkdir()
+    (place / "less/sitecustomize.py").write_text(WITHOUT)
+    path = f"{place / 'less'}{os.pathsep}{zoo.cluster.environment['PYTHONPATH']}"
+    said = zoo.folder / "said"
+    with said.open("w") as file:
+        driver = zoo.start("bucket://zoo/later", workers=6, said=file)  # four find no place on two processors
+    zoo.wait_for_workers(2)
+    nodes = [
+        zoo.cluster.add(2, {"PYTHONPATH": path}, wait=False),
+        zoo.cluster.add(2, hidden=[private], wait=False),
+    ]
+    deadline = time.monotonic() + 90
+    while said.read_text().count(" has joined") < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    zoo.wait_for_workers(4)
+    (place / "store/open").touch()
+    assert driver.wait(120) == 0, said.read_text()
+    for node in nodes:
+        node.kill()
+    assert {(row.status, row.attempt) for row in zoo.rows().values()} == {("succeeded", 1)}
+    joined = sorted(
+        line.partition(" has joined")[2] for line in said.read_text().splitlines() if " joined" in line
+    )
+    assert joined[0] == ""
+    assert joined[1].startswith(" and gets no jobs: dependency.missing")
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ GIB = 1 << 30
         ("0.5", Deadlines(0.5)),
         ("export=300", Deadlines(None, {"export": 300})),
         ("load=1, evaluate=2.5,total=9", Deadlines(9, {"load": 1, "evaluate": 2.5})),
+        ("publish=60", Deadlines(None, {"publish": 60})),
     ],
 )
 def test_deadlines_are_read_and_written(text: str, expected: Deadlines) -> None:
@@ -27,11 +28,11 @@ def test_deadlines_are_read_and_written(text: str, expected: Deadlines) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "soon", "0", "-1", "nan", "inf", "export=", "publish=3", "export=3,", "=3"]
+    "text", ["", "soon", "0", "-1", "nan", "inf", "export=", "plan=3", "export=3,", "=3"]
 )
 def test_what_is_no_deadline_is_refused_with_what_is_expected(text: str) -> None:
     with pytest.raises(
-        ValueError, match="expected seconds, or some of load, export, verify, evaluate and total"
+        ValueError, match="expected seconds, or some of load, export, verify, evaluate, publish and total"
     ):
         limits.parse(text)
 

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,17 @@ class TestJobs:
         assert (result.failure.code, result.failure.stage) == ("resource.disk", "publish")
         assert "bucket://zoo/out/good-1" in result.failure.message
         assert "permission denied" in result.failure.message
+
+    def test_a_storage_that_hangs_ends_at_the_deadline_for_publishing(
+        self, store: Path, tmp_path: Path, server: ForkServer
+    ) -> None:
+        (store / "hang").touch()
+        job = replace(self.job(tmp_path, "good-1"), deadlines={"publish": 0.5})
+        result = run_export(job, FAKE, server=server)
+        assert result.failure is not None
+        assert (result.failure.code, result.failure.stage) == ("resource.timeout", "publish")
+        assert "deadline of 0.5 s for stage publish" in result.failure.message
+        assert [name for name in objects(store) if not name.endswith(".log")] == []
 
 
 class TestUpkeep:

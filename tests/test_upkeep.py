@@ -121,6 +121,41 @@ def test_an_unreadable_one_is_wrong(disk: Disk) -> None:
     assert disk.wrong() == {"a/torchscript-trace": "unreadable"}
 
 
+def test_values_of_eager_models_that_no_newest_export_compares_with_can_go(
+    disk: Disk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = disk.out / ".baselines"
+    kept.mkdir()
+    files = {name: kept / f"{name}.npz" for name in ("old", "new", "stray")}
+    files["stray"].write_text("values")
+
+    def run(name: str) -> str:
+        files[name].write_text("values")
+        run_id = new_run_id()
+        job = make_job(run_id, 1, "a")
+        job = replace(job, output=disk.out / "a" / job.format, baseline_values=files[name])
+        disk.registry.begin_run("/zoo/zoo.yaml", "", [job], [], run_id=run_id)
+        return run_id
+
+    disk.registry.finish_run(run("old"))
+    (row,) = disk.ask("gc")
+    assert (row["state"], row["path"], row["bytes"]) == ("unused", str(files["stray"]), 6)
+    assert disk.ask("verify") == []  # they do no harm
+    going = run("new")
+    assert {row["path"] for row in disk.ask("gc")} == {str(files["stray"]), str(files["old"])}
+    assert [row["removed"] for row in disk.ask("gc", "--yes")] == [True, True]
+    assert list(kept.iterdir()) == [files["new"]]
+    disk.registry.finish_run(going)
+
+    files["stray"].write_text("values")
+    (disk.out / ".logs" / "r-20260101-000000-zzzz").mkdir(parents=True)  # another registry's run
+    assert disk.ask("gc", "--yes") == []
+    assert files["stray"].exists()
+    capsys.readouterr()
+    assert cli.run(["gc", "--yes", "--include-foreign", "--registry", str(disk.folder / "r.db")]) == 0
+    assert "removed 1 file, 6 bytes" in capsys.readouterr().out
+
+
 def test_one_run_is_asked_for(disk: Disk) -> None:
     (other,) = disk.begin("d", manifest="/other.yaml")
     disk.succeed(other)

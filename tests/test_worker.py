@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,12 @@ from typing import Any
 import pytest
 
 from zooport.export_core import demo
-from zooport.export_core.artifacts import is_intact
+from zooport.export_core.artifacts import Published, is_intact, publish
 from zooport.export_core.failures import Stage
-from zooport.export_core.isolation import ForkServer
+from zooport.export_core.isolation import Cancellation, ForkServer
 from zooport.export_core.places import local
 from zooport.export_core.sources import CheckpointSource, DatasetSource
+from zooport.jobs import worker
 from zooport.jobs.values import BaselineJob, ExportJob, ExportResult
 from zooport.jobs.worker import run_baseline, run_export
 from zooport.tests.fake_stages import FAKE, METRICS
@@ -129,6 +132,67 @@ def test_a_stage_has_a_deadline_of_its_own(
     assert result.failure is not None
     assert (result.failure.code, result.failure.stage) == ("resource.timeout", stage)
     assert f"deadline of 0.4 s for stage {stage}" in result.failure.message
+
+
+@pytest.mark.parametrize("limits", [{"deadlines": {"publish": 0.3}}, {"timeout": 1.5}])
+def test_a_publication_that_hangs_ends_at_a_deadline_and_publishes_nothing_later(
+    job: Callable[..., ExportJob], server: ForkServer, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any]
+) -> None:
+    disk, tried = threading.Event(), threading.Event()
+
+    def hang(staging: Path, final: Path, permit: Callable[[], None]) -> Published:
+        disk.wait(30)
+        try:
+            return publish(staging, final, permit)
+        finally:
+            tried.set()
+
+    monkeypatch.setattr(worker, "publish", hang)
+    one = job("good", **limits)
+    result = run_export(one, FAKE, server=server)
+    assert result.failure is not None
+    assert (result.failure.code, result.failure.stage) == ("resource.timeout", "publish")
+    assert ("1.5 s in stage publish" if "timeout" in limits else "0.3 s for stage publish") in str(
+        result.failure.message
+    )
+    disk.set()
+    assert tried.wait(30)
+    assert left_behind(one) == []
+
+
+def test_a_publication_that_hangs_does_not_keep_a_run_from_being_cancelled(
+    job: Callable[..., ExportJob], server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancellation, disk = Cancellation(), threading.Event()
+
+    def hang(staging: Path, final: Path, permit: Callable[[], None]) -> Published:
+        cancellation.set()
+        disk.wait(30)
+        permit()
+        raise AssertionError
+
+    monkeypatch.setattr(worker, "publish", hang)
+    result = run_export(job("good"), FAKE, server=server, cancellation=cancellation)
+    disk.set()
+    assert result.failure is not None
+    assert result.failure.code == "run.cancelled"
+
+
+def test_what_was_permitted_before_its_deadline_is_published(
+    job: Callable[..., ExportJob], server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(staging: Path, final: Path, permit: Callable[[], None]) -> Published:
+        def ask() -> None:
+            permit()
+            time.sleep(0.6)
+
+        return publish(staging, final, ask)
+
+    monkeypatch.setattr(worker, "publish", slow)
+    one = job("good", deadlines={"publish": 0.3})
+    result = run_export(one, FAKE, server=server)
+    assert result.failure is None
+    assert left_behind(one) == [one.output]
 
 
 def test_a_leak_ends_at_the_jobs_reservation(job: Callable[..., ExportJob], server: ForkServer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sqlalchemy import Connection, and_, func, select
+from sqlalchemy import Connection, and_, func, or_, select
 
 from zooport.export_core.places import Place, stored_place
 from zooport.jobs.registry.activity import driver_of
@@ -55,6 +55,7 @@ def inventory(connection: Connection, run_id: str | None) -> Inventory:
         named=frozenset(named_paths(connection)),
         busy=frozenset(outputs_of(connection, live)),
         outputs=frozenset(outputs_of(connection, set() if run_id is None else {run_id})),
+        values=frozenset(named_values(connection)),
         runs=frozenset(connection.execute(select(runs.c.id)).scalars()),
         live=frozenset(live),
     )
@@ -84,6 +85,13 @@ def live_runs(connection: Connection) -> set[str]:
 def outputs_of(connection: Connection, run_ids: set[str]) -> set[Place]:
     """Return where the exports of these runs are written."""
     return {output for run_id in run_ids for _, output in _outputs(connection, run_id)}
+
+
+def named_values(connection: Connection) -> set[Place]:
+    """Return the files of eager models' values that the newest exports, and those of living runs, name."""
+    current = or_(exports.c.latest, exports.c.run_id.in_(live_runs(connection)))
+    query = select(exports.c.job["baseline_values"].as_string()).distinct().where(current)
+    return {stored_place(path) for path in connection.execute(query).scalars() if path}
 
 
 def _outputs(connection: Connection, run_id: str | None) -> Iterator[tuple[str, Place]]:

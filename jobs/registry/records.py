@@ -334,6 +334,7 @@ class Inventory:
         outputs: directories of the run that was asked for.
         runs: ids of all runs.
         live: ids of the runs whose driver lives.
+        values: files of eager models' values of single images that the newest exports name.
     """
 
     roots: tuple[OutputRoot, ...]
@@ -343,6 +344,7 @@ class Inventory:
     outputs: frozenset[Place]
     runs: frozenset[str]
     live: frozenset[str]
+    values: frozenset[Place]
 
 
 @dataclass(frozen=True)

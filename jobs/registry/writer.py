@@ -15,7 +15,7 @@ from zooport.export_core.failures import FailureRecord
 from zooport.export_core.places import Place
 from zooport.jobs.registry import beginnings, outcomes
 from zooport.jobs.registry.database import Database
-from zooport.jobs.registry.inventory import live_runs, named_paths, outputs_of
+from zooport.jobs.registry.inventory import live_runs, named_paths, named_values, outputs_of
 from zooport.jobs.registry.reader import Reader
 from zooport.jobs.registry.records import LIVE, Delta, LiveJob, Success, chunks, new_run_id, text
 from zooport.jobs.registry.schema import exports
@@ -196,10 +196,10 @@ class Registry(Reader):
 
     @contextmanager
     def unnamed(self, paths: Sequence[Place]) -> Iterator[set[Place]]:
-        """Yield which of these directories no artifact has; no run begins as long as the block lasts."""
+        """Yield which of these paths no artifact has and no export needs; no run begins within the block."""
         with self._database.writing(alone=True) as connection:
             taken = named_paths(connection) | outputs_of(connection, live_runs(connection))
-            yield set(paths) - taken
+            yield set(paths) - taken - named_values(connection)
 
     def recover_stale_runs(self) -> list[str]:
         """Close runs whose driver is dead, and return their ids.
