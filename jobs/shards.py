@@ -22,6 +22,7 @@ from zooport.export_core.artifacts import (
     staging_path,
     staging_prefix,
 )
+from zooport.export_core.description import verified_by
 from zooport.export_core.failures import Failure, FailureRecord, Stage
 from zooport.export_core.isolation import Cancellation, ForkServer
 from zooport.export_core.places import Place, RemotePath
@@ -168,7 +169,7 @@ def _publish(
         return publish_built(job, staging, course, permit)
     course.enter(Stage.PUBLISH)
     reveal_uploaded(job.output, job.id, uploaded, permit, course.run)
-    return artifact_of(job, uploaded)
+    return artifact_of(job, uploaded, verified_by(staging))
 
 
 @contextmanager

@@ -167,18 +167,18 @@ def values_beside(log: Place) -> Path | None:
 def publish_built(job: ExportJob, staging: Path, course: Course, permit: Permit) -> ArtifactRecord:
     """Publish what is in the staging directory."""
     course.enter(Stage.PUBLISH)
-    runtime = verified_by(staging)
+    runtime = verified_by(staging)  # afterwards it lies elsewhere
     published: Published
     output = job.output
     if isinstance(output, RemotePath):
         published = publish_remotely(staging, output, job.id, permit, course.run)
     else:
         published = course.call(lambda still_permitted: publish(staging, output, still_permitted), permit)
-    return artifact_of(job, published)
+    return artifact_of(job, published, runtime)
 
 
-def artifact_of(job: ExportJob, published: Published) -> ArtifactRecord:
-    """Return how the registry names what was published."""
+def artifact_of(job: ExportJob, published: Published, runtime: str) -> ArtifactRecord:
+    """Return how the registry names what was published, and what verified it ("" without a choice)."""
     name = main_file(job.format)
     return ArtifactRecord(job.output, name, published.files[name], published.size, published.files, runtime)
 

@@ -67,7 +67,7 @@ def said(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 def found_by_python(process: TensorFlowProcess, image: Path, sizes: tuple[int, int]) -> dict[str, Any]:
     pixels = read_image(image, "BGR")
-    height, width = resized_shape(*pixels.shape[:2], *sizes)
+    height, width = resized_shape(pixels.shape[0], pixels.shape[1], *sizes)
     # One direction after the other: Pillow 13 goes down before it goes across where that is less work.
     across = Image.fromarray(np.ascontiguousarray(pixels)).resize((width, pixels.shape[0]), BILINEAR)
     resized = np.asarray(across.resize((width, height), BILINEAR))

@@ -22,6 +22,7 @@ def decode_heatmaps(module: Module, heatmaps: tf.Tensor, boxes: tf.Tensor) -> tf
     sides = tf.maximum(boxes[:, 2:] - boxes[:, :2], 1.0)
     pixels = tf.math.ceil(sides)
 
+    @tf.autograph.experimental.do_not_convert
     def one(arguments: tuple[tf.Tensor, ...]) -> tf.Tensor:
         heatmap, box, side, size = arguments
         columns, rows = tf.unstack(tf.cast(size, tf.int32))
