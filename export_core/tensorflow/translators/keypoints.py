@@ -22,7 +22,6 @@ def decode_heatmaps(module: Module, heatmaps: tf.Tensor, boxes: tf.Tensor) -> tf
     sides = tf.maximum(boxes[:, 2:] - boxes[:, :2], 1.0)
     pixels = tf.math.ceil(sides)
 
-    @tf.autograph.experimental.do_not_convert
     def one(arguments: tuple[tf.Tensor, ...]) -> tf.Tensor:
         heatmap, box, side, size = arguments
         columns, rows = tf.unstack(tf.cast(size, tf.int32))
@@ -39,7 +38,10 @@ def decode_heatmaps(module: Module, heatmaps: tf.Tensor, boxes: tf.Tensor) -> tf
 
     signature = tf.TensorSpec([keypoints, 3], tf.float32)
     found = tf.map_fn(
-        one, (heatmaps, boxes, sides, pixels), fn_output_signature=signature, parallel_iterations=1
+        tf.autograph.experimental.do_not_convert(one),
+        (heatmaps, boxes, sides, pixels),
+        fn_output_signature=signature,
+        parallel_iterations=1,
     )
     return tf.ensure_shape(found, [None, keypoints, 3])
 
