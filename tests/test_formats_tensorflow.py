@@ -20,6 +20,7 @@ from zooport.export_core.evaluation import read_image
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats.base import Format
 from zooport.export_core.modeling.build import build_skeleton, load_model
+from zooport.export_core.modeling.stages import named_tensors, recording
 from zooport.export_core.samples import Sample
 from zooport.export_core.tensorflow import installation
 from zooport.export_core.tensorflow.blueprint import of_model, read_blueprint, write_blueprint
@@ -147,6 +148,19 @@ def test_the_frozen_graph_is_compared_with_the_eager_model(mask_rcnn: Any) -> No
         process.load(directory / "model.pb")
         found = process.run({"image": image.numpy().transpose(1, 2, 0)})
     compare_outputs(Sample("", {"image": image.numpy()}, wanted), found, exporter().tolerance({}))
+
+
+def test_what_stages_return_inside_of_the_graph_is_what_the_models_return(mask_rcnn: Any) -> None:
+    model, image, directory = mask_rcnn
+    with torch.no_grad(), recording(model) as calls:
+        model([{"image": image}])
+
+    found = exporter().inner_outputs(directory, {"image": image.numpy()}, {}, {})
+    assert set(found) == set(calls)
+    for name, call in calls.items():
+        wanted = [tensor.numpy() for _, tensor in named_tensors(call.output)]
+        for value, own in zip(found[name], wanted, strict=True):
+            np.testing.assert_allclose(value, own, rtol=0, atol=1e-4 * float(np.abs(own).max()), err_msg=name)
 
 
 @pytest.mark.slow

@@ -137,6 +137,7 @@ class TensorFlow(Format):
         options: Mapping[str, Any],
     ) -> None:
         """Write down what the model is made of, and have it translated in a process without torch."""
+        from zooport.export_core.modeling.stages import stage_modules
         from zooport.export_core.tensorflow.blueprint import of_model, write_blueprint
 
         if (directory / SAVED_MODEL).exists():
@@ -151,8 +152,9 @@ class TensorFlow(Format):
             write_blueprint(of_model(model), description)
             given = as_arrays(inputs)
             with _process() as process:
+                sample = _as_tensorflow(given, options)
                 self.remarks += process.convert(
-                    description, directory, fields, _as_tensorflow(given, options), options
+                    description, directory, fields, list(stage_modules(model)), sample, options
                 )
                 # Verification meets one of the files; the others are compared here.
                 for name in (FROZEN, SAVED_MODEL) if options.get("tflite") else (FROZEN,):
@@ -169,6 +171,20 @@ class TensorFlow(Format):
             process.close()
             raise
         return _Predictor(process, fields, options)
+
+    def inner_outputs(
+        self,
+        directory: Path,
+        inputs: Mapping[str, Array],
+        calls: Mapping[str, Sequence[Any]],
+        options: Mapping[str, Any],
+    ) -> Mapping[str, Sequence[Array]]:
+        """Run the frozen graph once more; a batch and model.tflite have no such place."""
+        if "batch" in options or options.get("tflite"):
+            return {}
+        with _process() as process:
+            found = process.inner(directory / FROZEN, _as_tensorflow(inputs, options))
+        return {name: [_channels_first(value) for value in values] for name, values in found.items()}
 
     def tolerance(self, options: Mapping[str, Any]) -> Tolerance:
         """Weights of 8 bits are judged by what they do to detections, not by digits."""
@@ -242,6 +258,11 @@ def _as_tensorflow(inputs: Mapping[str, Array], options: Mapping[str, Any]) -> d
     count = options["batch"]
     stacked = {name: np.stack([value] * count) for name, value in given.items() if name != "image"}
     return {"image": np.stack([np.flip(image, 1)] * (count - 1) + [image]), **stacked}
+
+
+def _channels_first(value: Array) -> Array:
+    """Return maps (N, H, W, C) as torch has them."""
+    return np.ascontiguousarray(value.transpose(0, 3, 1, 2)) if value.ndim == 4 else value
 
 
 def _has_rows(name: str) -> bool:

@@ -55,11 +55,18 @@ class Server:
         assert self._run is not None  # noqa: S101 - load() comes before
         return self._run(inputs)
 
+    def inner(self, frozen: Path, inputs: Mapping[str, Array]) -> dict[str, list[Array]]:
+        """Return what modules inside of a frozen graph return, by their paths."""
+        from zooport.export_core.tensorflow.running import FrozenGraph
+
+        return FrozenGraph(frozen).inner(inputs)
+
     def convert(
         self,
         blueprint: Path,
         directory: Path,
         fields: list[str],
+        inner: list[str],
         sample: Mapping[str, Array],
         options: Mapping[str, Any],
     ) -> list[str]:
@@ -69,6 +76,7 @@ class Server:
             blueprint: the file that describes the model; others are made beside it.
             directory: where the artifact's files go.
             fields: names of the outputs.
+            inner: paths of the modules whose outputs can be asked for.
             sample: inputs to try the files on, the image (H, W, 3).
             options: of the format.
 
@@ -79,7 +87,7 @@ class Server:
         from zooport.export_core.tensorflow.blueprint import read_blueprint
 
         described = read_blueprint(blueprint)
-        wanted = conversion.Wanted(fields, list(sample), options.get("batch"))
+        wanted = conversion.Wanted(fields, list(sample), options.get("batch"), inner)
         conversion.save_frozen(described, wanted, directory / conversion.FROZEN)
         conversion.save_model(described, wanted, directory / conversion.SAVED_MODEL)
         if not options.get("tflite"):
@@ -96,7 +104,7 @@ def serve(connection: Connection, threads: int) -> None:
     import_tensorflow(threads)
     server = Server(threads)
     calls: dict[str, Callable[..., Any]] = {
-        each.__name__: each for each in (server.convert, server.load, server.run)
+        each.__name__: each for each in (server.convert, server.load, server.run, server.inner)
     }
     connection.send((None, None))
     while True:

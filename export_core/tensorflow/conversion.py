@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import tensorflow as tf
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.tensorflow import translators as _translators
 from zooport.export_core.tensorflow.blueprint import Blueprint
-from zooport.export_core.tensorflow.translation import Keep, Module
+from zooport.export_core.tensorflow.translation import Keep, Module, Record
 
 SAVED_MODEL, FROZEN = "saved_model", "model.pb"
 IMAGE, PROPOSALS, IMAGE_INDEX = "image", "proposal_boxes", "image_index"
 SIGNATURE = "serving_default"
+STAGE = "stage/"
 
 Array = npt.NDArray[Any]
 
@@ -36,11 +37,13 @@ class Wanted:
         fields: names of the outputs.
         inputs: names of the inputs, "image" first.
         batch: number of images of a call; None for one image without a batch dimension.
+        inner: paths of the modules whose outputs have names in the frozen graph.
     """
 
     fields: Sequence[str]
     inputs: Sequence[str]
     batch: int | None = None
+    inner: Sequence[str] = ()
 
     @property
     def outputs(self) -> list[str]:
@@ -51,6 +54,9 @@ class Wanted:
 
 def save_frozen(blueprint: Blueprint, wanted: Wanted, path: Path) -> None:
     """Write the model as one graph whose parameters are constants; inputs and outputs go by their names.
+
+    What the modules of ``wanted.inner`` return has names, too: ``stage/MODULE/NUMBER``. Operators that nobody
+    asks for cost nothing.
 
     Raises:
         Failure: ``unsupported.architecture`` naming a module; ``export.failed`` when it would not fit into a
@@ -64,7 +70,7 @@ def save_frozen(blueprint: Blueprint, wanted: Wanted, path: Path) -> None:
             stage=Stage.EXPORT,
             hint="onnx and torch-export take larger models",
         )
-    graph = _build(blueprint, wanted, _constant, lite=False)
+    graph = _build(blueprint, wanted, _constant, record=_Inner(wanted.inner))
     definition = graph.as_graph_def()
     del graph  # as large as the parameters
     path.write_bytes(definition.SerializeToString(deterministic=True))
@@ -99,14 +105,16 @@ def save_model(blueprint: Blueprint, wanted: Wanted, directory: Path, *, lite: b
         builder.save()
 
 
-def _build(blueprint: Blueprint, wanted: Wanted, keep: Keep, *, lite: bool) -> tf.Graph:
+def _build(
+    blueprint: Blueprint, wanted: Wanted, keep: Keep, *, lite: bool = False, record: Record | None = None
+) -> tf.Graph:
     graph = tf.Graph()
     with graph.as_default():
         given = {
             name: tf.compat.v1.placeholder(spec.dtype, spec.shape, name=name)
             for name, spec in _specs(wanted).items()
         }
-        model = Module(blueprint, keep, lite=lite)
+        model = Module(blueprint, keep, lite=lite, record=record)
         for name, value in _joined(model(*_arguments(given, wanted)), wanted).items():
             tf.identity(value, name=name)
     return graph
@@ -114,6 +122,35 @@ def _build(blueprint: Blueprint, wanted: Wanted, keep: Keep, *, lite: bool) -> t
 
 def _constant(name: str, array: Array) -> tf.Tensor:
     return tf.constant(array, name=name.rpartition(".")[2])
+
+
+class _Inner:
+    """Gives names to what modules return when they are called first.
+
+    Args:
+        paths: of the modules.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._awaited = set(paths)
+
+    def __call__(self, path: str, outputs: Any) -> None:
+        """Name the tensors in the outputs of a module, nested as they may be."""
+        if path not in self._awaited:
+            return
+        self._awaited.remove(path)
+        for number, tensor in enumerate(_tensors(outputs)):
+            with tf.name_scope(f"{STAGE}{path}/"):  # the last stroke makes it absolute
+                tf.identity(tensor, name=str(number))
+
+
+def _tensors(outputs: Any) -> Iterator[tf.Tensor]:
+    """Yield tensors in the order in which they stand; ``tf.nest`` would sort dictionaries."""
+    if isinstance(outputs, dict | list | tuple):
+        for each in outputs.values() if isinstance(outputs, dict) else outputs:
+            yield from _tensors(each)
+    elif outputs.shape.rank != 0:  # single numbers are sizes
+        yield outputs
 
 
 class _Variables:

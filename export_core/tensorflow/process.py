@@ -62,6 +62,7 @@ class TensorFlowProcess:
         blueprint: Path,
         directory: Path,
         fields: Sequence[str],
+        inner: Sequence[str],
         sample: Mapping[str, Array],
         options: Mapping[str, Any],
     ) -> list[str]:
@@ -74,7 +75,7 @@ class TensorFlowProcess:
             Failure: ``unsupported.architecture``, ``export.failed``, ``resource.disk``, ``worker.crashed``.
         """
         made: list[str] = self._call(
-            "convert", blueprint, directory, list(fields), dict(sample), dict(options)
+            "convert", blueprint, directory, list(fields), list(inner), dict(sample), dict(options)
         )
         return made
 
@@ -93,6 +94,15 @@ class TensorFlowProcess:
             Failure: ``artifact.unloadable``, ``worker.crashed``.
         """
         outputs: dict[str, Array] = self._call("run", dict(inputs))
+        return outputs
+
+    def inner(self, frozen: Path, inputs: Mapping[str, Array]) -> dict[str, list[Array]]:
+        """Run a frozen graph; return what modules inside of it return, by their paths, maps as (N, H, W, C).
+
+        Raises:
+            Failure: ``artifact.unloadable``, ``worker.crashed``.
+        """
+        outputs: dict[str, list[Array]] = self._call("inner", frozen, dict(inputs))
         return outputs
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from zooport.export_core.failures import Failure, Stage
-from zooport.export_core.tensorflow.conversion import SIGNATURE
+from zooport.export_core.tensorflow.conversion import SIGNATURE, STAGE
 
 Array = npt.NDArray[Any]
 
@@ -73,6 +73,7 @@ class FrozenGraph:
             message = f"TensorFlow does not load {path.name}: {first_line(error)}"
             raise Failure("artifact.unloadable", message, stage=Stage.VERIFY) from error
         self._outputs = _results(definition)
+        self._inner = [node.name for node in definition.node if node.name.startswith(STAGE)]
         del definition  # as large as the parameters
         settings = tf.compat.v1.ConfigProto()
         settings.graph_options.rewrite_options.disable_meta_optimizer = True
@@ -85,19 +86,34 @@ class FrozenGraph:
         Raises:
             Failure: ``artifact.unloadable``.
         """
+        return self._fetch(self._outputs, inputs)
+
+    def inner(self, inputs: Mapping[str, Array]) -> dict[str, list[Array]]:
+        """Return what modules inside of the graph return, by their paths; maps are (N, H, W, C).
+
+        Raises:
+            Failure: ``artifact.unloadable``.
+        """
+        found: dict[str, list[Array]] = {}
+        for name, value in self._fetch(self._inner, inputs).items():
+            found.setdefault(name.removeprefix(STAGE).rpartition("/")[0], []).append(value)
+        return found
+
+    def _fetch(self, names: Sequence[str], inputs: Mapping[str, Array]) -> dict[str, Array]:
         given = {f"{name}:0": value for name, value in inputs.items()}
         try:
-            found = self._session.run([f"{name}:0" for name in self._outputs], given)
+            found = self._session.run([f"{name}:0" for name in names], given)
         except (ValueError, TypeError, tf.errors.OpError) as error:
             message = f"the frozen graph fails: {first_line(error)}"
             raise Failure("artifact.unloadable", message, stage=Stage.VERIFY) from error
-        return dict(zip(self._outputs, found, strict=True))
+        return dict(zip(names, found, strict=True))
 
 
 def _results(definition: Any) -> list[str]:
-    """Return the names of the operators that nobody takes anything from."""
+    """Return the names of the outputs: operators in no scope that nobody takes anything from."""
     taken = {name.lstrip("^").partition(":")[0] for node in definition.node for name in node.input}
-    return [node.name for node in definition.node if node.name not in taken and node.op == "Identity"]
+    last = [node.name for node in definition.node if node.op == "Identity" and node.name not in taken]
+    return [name for name in last if "/" not in name]
 
 
 def first_line(error: Exception) -> str:

@@ -17,6 +17,7 @@ from zooport.export_core.tensorflow.blueprint import Blueprint
 
 Array = npt.NDArray[Any]
 Keep = Callable[[str, Array], tf.Tensor]
+Record = Callable[[str, Any], None]
 Translator = Callable[..., Any]
 MODELING = "zooport.export_core.modeling"
 
@@ -47,16 +48,22 @@ class Module:
         blueprint: what the module is made of.
         keep: puts a parameter, with a name of its own, into the graph.
         lite: whether only operators that TensorFlow Lite has may be used.
+        record: told the path and the outputs of each module that was built.
 
     Attributes:
         lite: likewise.
     """
 
-    def __init__(self, blueprint: Blueprint, keep: Keep, *, lite: bool = False) -> None:
+    def __init__(
+        self, blueprint: Blueprint, keep: Keep, *, lite: bool = False, record: Record | None = None
+    ) -> None:
         self.blueprint = blueprint
         self.lite = lite
         self._keep = keep
-        self._children = {name: Module(child, keep, lite=lite) for name, child in blueprint.children.items()}
+        self._record = record
+        self._children = {
+            name: Module(child, keep, lite=lite, record=record) for name, child in blueprint.children.items()
+        }
         self._constants: dict[str, Any] = {}
 
     def __call__(self, *inputs: Any) -> Any:
@@ -69,7 +76,10 @@ class Module:
         if translator is None:
             raise unknown_module(self.blueprint)
         with tf.name_scope(self.blueprint.path.rpartition(".")[2] or "model"):
-            return translator(self, *inputs)
+            outputs = translator(self, *inputs)
+        if self._record is not None:
+            self._record(self.blueprint.path, outputs)
+        return outputs
 
     def __getattr__(self, name: str) -> Any:
         """Return a submodule or a setting."""
