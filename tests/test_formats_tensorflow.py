@@ -42,7 +42,6 @@ ARCHITECTURES = [
     FAST,
     "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x",
     "COCO-InstanceSegmentation/mask_rcnn_regnety_4gf_dds_fpn_1x",
-    "Misc/cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv",
     "Misc/mask_rcnn_R_50_FPN_1x_cls_agnostic",
     "Misc/semantic_R_50_FPN_1x",
 ]
