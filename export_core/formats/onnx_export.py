@@ -16,8 +16,9 @@ from zooport.export_core.diagnosis import one_line
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats import onnx_file
 from zooport.export_core.formats.base import AnyPredictor, Array, Entry, Format, FormatInfo, Tolerance
+from zooport.export_core.formats.batches import IMAGE_INDEX, ROWS, describe_batch, has_rows
 from zooport.export_core.formats.converter_errors import conversion_failure
-from zooport.export_core.formats.onnx_batch import IMAGE_INDEX, over_images
+from zooport.export_core.formats.onnx_batch import over_images
 from zooport.export_core.formats.onnx_flat import flat_module, has_own_network
 from zooport.export_core.formats.onnx_half import to_half
 from zooport.export_core.formats.onnx_operators import (
@@ -41,7 +42,6 @@ TOLERANCE = Tolerance(mask=5e-4)
 # Half precision has 11 bits: detections near a threshold come and go, the others stay where they are.
 HALF_TOLERANCE = Tolerance(pixels=1.0, score=0.02, mask=0.1, relative=0.05, unmatched=0.1)
 
-ROWS = ("N", "P")  # names of lengths in outputs.FIELDS: things found
 DYNAMIC = ("height", "width", *ROWS)  # those that differ from image to image
 
 
@@ -122,7 +122,7 @@ class Onnx(Format):
                 to_half(made)
             if "batch" in options:
                 count = "batch" if options["batch"] == DYNAMIC_BATCH else options["batch"]
-                rows = [name for name in fields if _has_rows(name)]
+                rows = [name for name in fields if has_rows(name)]
                 made = over_images(made, count, rows, common=tuple(FRAME_INPUTS), whole=whole)
             done.mkdir()
             onnx_file.write(made, done)
@@ -202,16 +202,7 @@ class Onnx(Format):
         if batch is None:
             return [*inputs, *frame], outputs
         inputs = [*({**entry, "shape": [batch, *entry["shape"]]} for entry in inputs), *frame]
-        described = []
-        for entry in outputs:
-            if _has_rows(entry["name"]):
-                described.append({**entry, "container": "the rows of all images, one image after the other"})
-            else:
-                described.append({**entry, "shape": [batch, *entry.get("shape", [])]})
-        if any(_has_rows(entry["name"]) for entry in outputs):
-            meaning = "which image of the batch each row belongs to"
-            described.append({"name": IMAGE_INDEX, "dtype": "int64", "shape": ["N"], "meaning": meaning})
-        return inputs, described
+        return inputs, describe_batch(outputs, batch)
 
 
 class _Framed:
@@ -245,15 +236,10 @@ def _frame_of(image: Tensor) -> dict[str, Tensor]:
     return {side: torch.tensor(image.shape[axis] * 3 // 2) for side, axis in (("height", 1), ("width", 2))}
 
 
-def _has_rows(name: str) -> bool:
-    """Whether a field has a row for each thing found; fields of extensions are taken to have."""
-    return name not in FIELDS or FIELDS[name].shape[0] in ROWS
-
-
 def _last_of_a_batch(session: Any, fields: Sequence[str], batch: int | str) -> AnyPredictor:
     """Return a predictor that puts the image last in a batch, behind neighbours unlike it."""
     count = 2 if batch == DYNAMIC_BATCH else int(batch)
-    rows = [name for name in fields if _has_rows(name)]
+    rows = [name for name in fields if has_rows(name)]
 
     def predict(image: Array, **more: Array) -> dict[str, Array]:
         inputs = {

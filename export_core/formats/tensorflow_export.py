@@ -20,7 +20,7 @@ from zooport.export_core.formats.base import (
     Tolerance,
     as_arrays,
 )
-from zooport.export_core.outputs import FIELDS
+from zooport.export_core.formats.batches import IMAGE_INDEX, describe_batch, has_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from zooport.export_core.tensorflow.process import TensorFlowProcess
 
 SAVED_MODEL, FROZEN, LITE = "saved_model", "model.pb", "model.tflite"
-IMAGE_INDEX = "image_index"
 QUANTIZATIONS = ("dynamic",)
 QUANTIZED_TOLERANCE = Tolerance(pixels=8.0, score=0.2, mask=0.5, relative=0.3, unmatched=0.3)
 
@@ -51,14 +50,14 @@ _TRANSLATED: Mapping[str, Sequence[str]] = {
         "build_regnet_backbone",
         "build_regnet_fpn_backbone",
     ),
-}
-_TRANSLATED_OF_RCNN: Mapping[str, Sequence[str]] = {
+    "ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
     "PROPOSAL_GENERATOR.NAME": ("RPN", "PrecomputedProposals"),
     "RPN.HEAD_NAME": ("StandardRPNHead",),
     "ROI_HEADS.NAME": ("StandardROIHeads", "CascadeROIHeads", "Res5ROIHeads"),
-    "ROI_BOX_HEAD.NAME": ("", "FastRCNNConvFCHead"),
-    "ROI_MASK_HEAD.NAME": ("", "MaskRCNNConvUpsampleHead"),
-    "ROI_KEYPOINT_HEAD.NAME": ("", "KRCNNConvDeconvUpsampleHead"),
+    "ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
+    "ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
+    "ROI_KEYPOINT_HEAD.NAME": ("KRCNNConvDeconvUpsampleHead",),
+    "SEM_SEG_HEAD.NAME": ("SemSegFPNHead",),
 }
 
 
@@ -108,16 +107,12 @@ class TensorFlow(Format):
         from zooport.export_core.tensorflow.installation import check_installed
 
         super().requires(config, options)
-        model = config.MODEL
-        keys = dict(_TRANSLATED)
-        if model.META_ARCHITECTURE in {"GeneralizedRCNN", "PanopticFPN", "ProposalNetwork"}:
-            keys |= _TRANSLATED_OF_RCNN
-        for key, known in keys.items():
+        for key in _keys_in_use(config.MODEL):
             value = config.lookup(f"MODEL.{key}", "")
-            if value not in known:
-                raise _unknown(f"MODEL.{key}", value, [name for name in known if name])
-        for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD"):
-            if "ROI_HEADS.NAME" in keys and model[head].POOLER_TYPE == "ROIPool":
+            if value not in _TRANSLATED[key]:
+                raise _unknown(f"MODEL.{key}", value, _TRANSLATED[key])
+        for head in _heads_in_use(config.MODEL):
+            if config.MODEL[head].POOLER_TYPE == "ROIPool":
                 raise Failure(
                     "unsupported.combination",
                     f"MODEL.{head}.POOLER_TYPE = 'ROIPool' cannot be exported to TensorFlow, which has no"
@@ -199,18 +194,34 @@ class TensorFlow(Format):
         for entry in inputs:
             shape = ["height", "width", 3] if entry["name"] == "image" else entry.get("shape", [])
             described.append({**entry, "shape": [*leading, *shape]})
-        if not leading:
-            return described, outputs
-        found: list[Entry] = []
-        for entry in outputs:
-            if _has_rows(entry["name"]):
-                found.append({**entry, "container": "the rows of all images, one image after the other"})
-            else:
-                found.append({**entry, "shape": [*leading, *entry.get("shape", [])]})
-        if any(_has_rows(entry["name"]) for entry in outputs):
-            meaning = "which image of the batch each row belongs to"
-            found.append({"name": IMAGE_INDEX, "dtype": "int64", "shape": ["N"], "meaning": meaning})
-        return described, found
+        return described, describe_batch(outputs, leading[0]) if leading else outputs
+
+
+def _keys_in_use(model: Any) -> list[str]:
+    """Return the keys of a config's node MODEL that name parts which the model has."""
+    keys = ["META_ARCHITECTURE", "BACKBONE.NAME"]
+    architecture = model.META_ARCHITECTURE
+    if architecture in {"GeneralizedRCNN", "PanopticFPN", "ProposalNetwork"}:
+        keys.append("PROPOSAL_GENERATOR.NAME")
+        if model.PROPOSAL_GENERATOR.NAME == "RPN":
+            keys += ["RPN.HEAD_NAME", "ANCHOR_GENERATOR.NAME"]
+    if architecture == "RetinaNet":
+        keys.append("ANCHOR_GENERATOR.NAME")
+    if architecture in {"GeneralizedRCNN", "PanopticFPN"}:
+        keys += ["ROI_HEADS.NAME", *(f"{head}.NAME" for head in _heads_in_use(model))]
+        if model.ROI_HEADS.NAME == "Res5ROIHeads":
+            keys.remove("ROI_BOX_HEAD.NAME")
+    if architecture in {"PanopticFPN", "SemanticSegmentor"}:
+        keys.append("SEM_SEG_HEAD.NAME")
+    return keys
+
+
+def _heads_in_use(model: Any) -> list[str]:
+    """Return the nodes of the ROI heads that a model has."""
+    if model.META_ARCHITECTURE not in {"GeneralizedRCNN", "PanopticFPN"}:
+        return []
+    used = {"ROI_BOX_HEAD": True, "ROI_MASK_HEAD": model.MASK_ON, "ROI_KEYPOINT_HEAD": model.KEYPOINT_ON}
+    return [head for head, present in used.items() if present]
 
 
 class _Predictor:
@@ -228,7 +239,7 @@ class _Predictor:
             return {name: found[name] for name in self._fields}
         last = self._options["batch"] - 1
         own = found[IMAGE_INDEX] == last if IMAGE_INDEX in found else None
-        return {name: found[name][own] if _has_rows(name) else found[name][last] for name in self._fields}
+        return {name: found[name][own] if has_rows(name) else found[name][last] for name in self._fields}
 
 
 def _compare(
@@ -263,10 +274,6 @@ def _as_tensorflow(inputs: Mapping[str, Array], options: Mapping[str, Any]) -> d
 def _channels_first(value: Array) -> Array:
     """Return maps (N, H, W, C) as torch has them."""
     return np.ascontiguousarray(value.transpose(0, 3, 1, 2)) if value.ndim == 4 else value
-
-
-def _has_rows(name: str) -> bool:
-    return name != "sem_seg" and name in FIELDS
 
 
 def _process() -> TensorFlowProcess:
