@@ -19,7 +19,9 @@ from zooport.export_core.config import load_config
 from zooport.export_core.evaluation import read_image
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats.base import Format
+from zooport.export_core.modeling.backbones.resnet_blocks import DeformableBottleneckBlock, StageSettings
 from zooport.export_core.modeling.build import build_skeleton, load_model
+from zooport.export_core.modeling.layers import Conv2d
 from zooport.export_core.modeling.stages import named_tensors, recording
 from zooport.export_core.samples import Sample
 from zooport.export_core.tensorflow import installation
@@ -372,3 +374,66 @@ import zooport.export_core.tensorflow.translators
 from zooport.export_core.tensorflow.translation import _TRANSLATORS
 print(json.dumps(list(_TRANSLATORS)))
 """
+
+
+ALONE = """
+import sys, numpy
+from pathlib import Path
+from zooport.export_core.tensorflow.settings import import_tensorflow
+tf = import_tensorflow(1)
+from zooport.export_core.tensorflow import translators
+from zooport.export_core.tensorflow.blueprint import read_blueprint
+from zooport.export_core.tensorflow.translation import Module
+for folder in map(Path, sys.argv[1:]):
+    module = Module(read_blueprint(folder / "module"), lambda name, array: tf.constant(array))
+    x = numpy.load(folder / "x.npy").transpose(0, 2, 3, 1)
+    numpy.save(folder / "found.npy", module(tf.constant(x)).numpy().transpose(0, 3, 1, 2))
+"""
+
+
+def deformable_block(groups: int, deform_groups: int, modulated: bool, norm: str) -> torch.nn.Module:
+    settings = StageSettings(
+        blocks=1,
+        in_channels=64,
+        out_channels=128,
+        stride=2,
+        norm=norm,
+        width=64,
+        groups=groups,
+        stride_in_1x1=False,
+        deform_modulated=modulated,
+        deform_groups=deform_groups,
+    )
+    return DeformableBottleneckBlock(settings, 64, 2)
+
+
+def test_layers_of_official_models_in_their_rarer_settings(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    modules = [
+        deformable_block(1, 1, True, "FrozenBN"),
+        deformable_block(8, 1, True, "GN"),
+        deformable_block(8, 2, False, "BN"),
+        Conv2d(64, 32, 3, stride=2, dilation=2, norm="LN", relu=True),
+        Conv2d(64, 64, 5, stride=3, padding=1, groups=16),
+        torch.nn.Sequential(torch.nn.ConvTranspose2d(64, 8, 4, stride=2, padding=1), torch.nn.ReLU()),
+        torch.nn.ConvTranspose2d(64, 8, 3, stride=2, padding=0),
+    ]
+    folders = [tmp_path / str(index) for index in range(len(modules))]
+    wanted = []
+    for folder, module in zip(folders, modules, strict=True):
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter, 0, 0.15)
+        folder.mkdir()
+        write_blueprint(of_model(module.eval()), folder / "module")
+        x = torch.randn(2, 64, 23, 31)
+        np.save(folder / "x.npy", x.numpy())
+        with torch.no_grad():
+            wanted.append(module(x).numpy())
+
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, *folders], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for folder, value in zip(folders, wanted, strict=True):
+        found = np.load(folder / "found.npy")
+        np.testing.assert_allclose(found, value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=folder.name)

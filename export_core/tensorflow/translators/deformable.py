@@ -43,38 +43,28 @@ def deformable_convolution(
             found *= tf.expand_dims(factors[..., group * cells : (group + 1) * cells], -1)
         parts.append(found)
     samples = parts[0] if groups == 1 else tf.concat(parts, axis=-1)
-    columns = tf.reshape(samples, [shape[0], shape[1], shape[2], cells * x.shape[-1]])
-    return module.activation(_combine(module, columns, x.shape[-1]))
+    return module.activation(_combine(module, samples, cells))
 
 
-def _combine(module: Module, columns: tf.Tensor, channels: int) -> tf.Tensor:
-    """Convolve what was sampled, (N, H', W', K * K * C), by a 1x1 convolution, then normalise."""
-    weight = module.arrays["weight"]  # (C', C / groups, K, K)
+def _combine(module: Module, samples: tf.Tensor, cells: int) -> tf.Tensor:
+    """Convolve what was sampled, (N, H', W', K * K, C), by a 1x1 convolution, then normalise."""
+    shape, channels = tf.shape(samples), samples.shape[-1]
+    per_group = module.arrays["weight"].shape[1]
+    groups = channels // per_group
+    if groups > 1:  # a group's samples stand together
+        samples = tf.reshape(samples, [shape[0], shape[1] * shape[2], cells, groups, per_group])
+        samples = tf.transpose(samples, [0, 1, 3, 2, 4])
+    columns = tf.reshape(samples, [shape[0], shape[1], shape[2], cells * channels])
     norm = module.norm
 
     def kernel() -> npt.NDArray[Any]:
         folded = kernel_and_bias(module, norm)[0]  # (K, K, C / groups, C')
-        rows, columns, per_group, outputs = folded.shape
-        if per_group != channels:
-            folded = _all_channels(folded, channels // per_group)
-        return np.ascontiguousarray(folded.reshape(1, 1, rows * columns * channels, outputs))
+        return np.ascontiguousarray(folded.reshape(1, 1, cells * per_group, -1))
 
     y = tf.nn.conv2d(columns, module.constant("kernel", kernel), strides=1, padding="VALID")
     if is_foldable(norm):
         return tf.nn.bias_add(y, module.constant("bias", lambda: kernel_and_bias(module, norm)[1]))
-    y = tf.ensure_shape(y, [None, None, None, len(weight)])
     return norm(y)
-
-
-def _all_channels(kernel: npt.NDArray[Any], groups: int) -> npt.NDArray[Any]:
-    """Return a kernel of one group that equals a grouped one: zeros for what a group does not see."""
-    rows, columns, per_group, outputs = kernel.shape
-    whole = np.zeros((rows, columns, per_group * groups, outputs), kernel.dtype)
-    share = outputs // groups
-    for group in range(groups):
-        own = slice(group * share, (group + 1) * share)
-        whole[:, :, group * per_group : (group + 1) * per_group, own] = kernel[..., own]
-    return whole
 
 
 def _regular_places(module: Module, kernel: int, rows: tf.Tensor, columns: tf.Tensor) -> list[tf.Tensor]:
