@@ -277,10 +277,8 @@ def test_nodes_that_join_later_are_asked_before_they_get_jobs(zoo: Zoo, place: P
     with said.open("w") as file:
         driver = zoo.start("bucket://zoo/later", workers=6, said=file)  # four find no place on two processors
     zoo.wait_for_workers(2)
-    nodes = [
-        zoo.cluster.add(2, {"PYTHONPATH": path}, wait=False),
-        zoo.cluster.add(2, hidden=[private], wait=False),
-    ]
+    # One after the other: of two that start at once, Ray may take one for the other, and gives up.
+    nodes = [zoo.cluster.add(2, {"PYTHONPATH": path}), zoo.cluster.add(2, hidden=[private])]
     deadline = time.monotonic() + 90
     while said.read_text().count(" has joined") < 2 and time.monotonic() < deadline:
         time.sleep(0.2)
