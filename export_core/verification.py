@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 
 BOXES = ("pred_boxes", "proposal_boxes")
 PAIRING_FIELDS = ("pred_classes", "scores", "pred_boxes")
+PROPOSAL_FIELDS = ("proposal_boxes", "objectness_logits")
 
 
 def verify(predictor: AnyPredictor, samples: Sequence[Sample], tolerance: Tolerance) -> dict[str, float]:
@@ -159,29 +160,31 @@ def _pair(
 ) -> npt.NDArray[np.intp] | None:
     """Return for each wanted detection the index of the found one that is meant; None keeps the order.
 
-    Each takes the nearest box among those of its class and score that are not taken yet.
+    Each takes the nearest box among those of its class and score that are not taken yet. Proposals have no
+    class; among a thousand of them, some have scores that rounding may put in another order.
     """
-    if any(name not in wanted for name in PAIRING_FIELDS):
+    if all(name in wanted for name in PAIRING_FIELDS):
+        boxes, scores, allowed = "pred_boxes", "scores", tolerance.score
+        classes = wanted["pred_classes"], found["pred_classes"]
+    elif all(name in wanted for name in PROPOSAL_FIELDS):
+        boxes, scores = PROPOSAL_FIELDS
+        allowed = tolerance.relative * float(np.abs(wanted[scores]).max(initial=0))
+        classes = np.zeros(len(wanted[boxes])), np.zeros(len(found[boxes]))
+    else:
         return None
-    if np.array_equal(wanted["pred_classes"], found["pred_classes"]) and _close(wanted, found, tolerance):
+    if np.array_equal(*classes) and np.allclose(wanted[boxes], found[boxes], rtol=0, atol=tolerance.pixels):
         return None
-    free = np.ones(len(found["scores"]), dtype=bool)
-    order = np.zeros(len(wanted["scores"]), dtype=np.intp)
-    for index, (class_, score, box) in enumerate(
-        zip(wanted["pred_classes"], wanted["scores"], wanted["pred_boxes"], strict=True)
-    ):
-        alike = free & (found["pred_classes"] == class_)
-        alike &= np.abs(found["scores"] - score) <= tolerance.score
+    free = np.ones(len(found[boxes]), dtype=bool)
+    order = np.zeros(len(wanted[boxes]), dtype=np.intp)
+    for index, (class_, score, box) in enumerate(zip(classes[0], wanted[scores], wanted[boxes], strict=True)):
+        alike = free & (classes[1] == class_)
+        alike &= np.abs(found[scores] - score) <= allowed
         if not alike.any():
             return None
-        distance = np.abs(found["pred_boxes"] - box).max(axis=1)
+        distance = np.abs(found[boxes] - box).max(axis=1)
         order[index] = np.where(alike, distance, np.inf).argmin()
         free[order[index]] = False
     return order
-
-
-def _close(wanted: Mapping[str, Array], found: Mapping[str, Array], tolerance: Tolerance) -> bool:
-    return np.allclose(wanted["pred_boxes"], found["pred_boxes"], rtol=0, atol=tolerance.pixels)
 
 
 def _mismatch(sample: Sample, name: str, what: str) -> Failure:

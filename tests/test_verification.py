@@ -119,6 +119,18 @@ def test_detections_of_nearly_equal_score_are_paired_by_their_boxes() -> None:
     assert compare_outputs(sample_of(outputs), swapped, TOLERANCE)["pred_boxes"] == 0
 
 
+def test_proposals_of_nearly_equal_logits_may_change_places_and_others_not() -> None:
+    boxes = detections()["pred_boxes"]
+    outputs = {"proposal_boxes": boxes, "objectness_logits": float32([9.0, 4.0, 4.0, -3.0])}
+    order = [0, 2, 1, 3]
+    swapped = {"proposal_boxes": boxes[order], "objectness_logits": float32([9.0, 4.00002, 4.0, -3.0])}
+
+    assert compare_outputs(sample_of(outputs), swapped, TOLERANCE)["proposal_boxes"] == 0
+    apart = {"proposal_boxes": boxes[[2, 1, 0, 3]], "objectness_logits": outputs["objectness_logits"]}
+    with pytest.raises(Failure, match="proposal_boxes differs"):
+        compare_outputs(sample_of(outputs), apart, TOLERANCE)
+
+
 def test_a_mask_that_belongs_to_another_detection_is_found() -> None:
     with pytest.raises(Failure, match="pred_masks differs"):
         compare_outputs(
