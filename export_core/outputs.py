@@ -66,6 +66,16 @@ FIELDS: dict[str, Field] = {
 }
 
 
+ROWS = ("N", "P")  # names of lengths in FIELDS: things found
+IMAGE_INDEX = "image_index"
+"""The output of a batch that says which image each row belongs to."""
+
+
+def has_rows(name: str) -> bool:
+    """Whether a field has a row for each thing found; fields of extensions are taken to have."""
+    return name not in FIELDS or FIELDS[name].shape[0] in ROWS
+
+
 def describe_outputs(names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the model.json entries of these fields, in this order.
 

@@ -19,6 +19,7 @@ from zooport.export_core.failures import CODES, Failure, Stage
 from zooport.export_core.isolation import ForkServer, run_isolated
 from zooport.export_core.places import Place, RemotePath
 from zooport.export_core.prediction import ImageJob, Selection
+from zooport.export_core.threads import asked_threads
 from zooport.jobs.exit_codes import FAILED
 from zooport.jobs.output import OutputFormat, cell, console, print_rows
 
@@ -229,7 +230,8 @@ def _run(
         with _progress(folder / "results", len(jobs)) as on_stage:
             notes: Sequence[str] = run_isolated(
                 _STAGE,
-                _threads(),
+                # Several threads only if asked for: sums then differ in their last digits from the verified.
+                asked_threads(),
                 directory,
                 jobs,
                 selection,
@@ -248,15 +250,6 @@ def _run(
     finally:
         server.close()
     return notes
-
-
-def _threads() -> int:
-    """Return the number of threads that the user asks for; without that one, as evaluations have.
-
-    Sums over several threads differ in their last digits from those that were verified.
-    """
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdecimal() and int(asked) > 0 else 1
 
 
 @contextmanager

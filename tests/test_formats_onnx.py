@@ -22,7 +22,7 @@ from zooport.export_core.config import load_config
 from zooport.export_core.evaluation import read_image
 from zooport.export_core.evaluation.framing import in_image_frame
 from zooport.export_core.failures import Failure, Stage
-from zooport.export_core.formats import onnx_export, onnx_file
+from zooport.export_core.formats import onnx_file
 from zooport.export_core.formats.base import Format
 from zooport.export_core.formats.onnx_dense import split
 from zooport.export_core.formats.onnx_heatmaps import MatrixHeatmapDecoder, peaks, upper_bounds
@@ -35,6 +35,7 @@ from zooport.export_core.modeling.build import load_model
 from zooport.export_core.modeling.roi_heads.keypoint_head import HeatmapDecoder
 from zooport.export_core.samples import Sample
 from zooport.export_core.sources import CheckpointSource, DatasetSource
+from zooport.export_core.threads import asked_threads
 from zooport.export_core.verification import compare_outputs
 from zooport.tests.artifact_processes import ONNX, arrays
 from zooport.tests.official_zoo import build_for_export, config_of, inputs_of
@@ -427,7 +428,7 @@ def test_what_no_artifact_is_is_unloadable(tmp_path: Path) -> None:
 def test_sessions_have_as_many_threads_as_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for said, threads in (("3", 3), ("", 1), ("many", 1), ("0", 1)):
         monkeypatch.setenv("OMP_NUM_THREADS", said)
-        assert onnx_export._threads() == threads
+        assert asked_threads() == threads
 
 
 def test_modules_are_whole_again_after_an_export(tmp_path: Path) -> None:

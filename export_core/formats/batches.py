@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from zooport.export_core.formats.base import Entry
-from zooport.export_core.outputs import FIELDS
-
-IMAGE_INDEX = "image_index"
-"""The output that says which image of the batch each row belongs to."""
-ROWS = ("N", "P")  # names of lengths in outputs.FIELDS: things found
-
-
-def has_rows(name: str) -> bool:
-    """Whether a field has a row for each thing found; fields of extensions are taken to have."""
-    return name not in FIELDS or FIELDS[name].shape[0] in ROWS
+from zooport.export_core.outputs import IMAGE_INDEX, has_rows
 
 
 def describe_batch(outputs: Sequence[Entry], batch: int | str) -> list[Entry]:

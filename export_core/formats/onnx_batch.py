@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-from zooport.export_core.formats.batches import IMAGE_INDEX
 from zooport.export_core.formats.onnx_dense import Split, needed_inside, split
+from zooport.export_core.outputs import IMAGE_INDEX
 
 _ONE = "one."  # prefix of what belongs to one image, inside of the loop
 _IMAGE = "image"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from zooport.export_core.diagnosis import one_line
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats import onnx_file
 from zooport.export_core.formats.base import AnyPredictor, Array, Entry, Format, FormatInfo, Tolerance
-from zooport.export_core.formats.batches import IMAGE_INDEX, ROWS, describe_batch, has_rows
+from zooport.export_core.formats.batches import describe_batch
 from zooport.export_core.formats.converter_errors import conversion_failure
 from zooport.export_core.formats.onnx_batch import over_images
 from zooport.export_core.formats.onnx_flat import flat_module, has_own_network
@@ -28,7 +27,8 @@ from zooport.export_core.formats.onnx_operators import (
     registered,
 )
 from zooport.export_core.formats.onnx_stages import run_tagged, untag
-from zooport.export_core.outputs import FIELDS, Field
+from zooport.export_core.outputs import FIELDS, IMAGE_INDEX, ROWS, Field, has_rows
+from zooport.export_core.threads import asked_threads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -144,7 +144,7 @@ class Onnx(Format):
         """Load the artifact with ONNX Runtime alone."""
         path = directory / onnx_file.MAIN_FILE
         try:
-            session = onnx_file.open_session(path, onnx_file.session_options(_threads()))
+            session = onnx_file.open_session(path, onnx_file.session_options(asked_threads()))
         except Exception as error:
             raise Failure(
                 "artifact.unloadable",
@@ -171,7 +171,7 @@ class Onnx(Format):
         """Run the graph once more with inner values as outputs; those of a batch are inside of a loop."""
         if "batch" in options:
             return {}
-        return run_tagged(directory / onnx_file.MAIN_FILE, inputs, _threads())
+        return run_tagged(directory / onnx_file.MAIN_FILE, inputs, asked_threads())
 
     def expected(
         self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], options: Mapping[str, Any]
@@ -275,12 +275,6 @@ def _check_opset(opset: Any) -> None:
         return
     hint = f"{LOWEST_OPSET} to {HIGHEST_OPSET}; leave it out for {DEFAULT_OPSET}"
     raise _bad_option("opset", opset, why, hint)
-
-
-def _threads() -> int:
-    """Return the number of compute threads that the environment asks for, 1 where it does not."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdecimal() and int(asked) > 0 else 1
 
 
 def _convert(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,10 @@ from zooport.export_core.formats.base import (
     Tolerance,
     as_arrays,
 )
-from zooport.export_core.formats.batches import IMAGE_INDEX, describe_batch, has_rows
+from zooport.export_core.formats.batches import describe_batch
+from zooport.export_core.outputs import IMAGE_INDEX, has_rows
+from zooport.export_core.tensorflow.files import FROZEN, LITE, SAVED_MODEL
+from zooport.export_core.threads import asked_threads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from zooport.export_core.config import Config
     from zooport.export_core.tensorflow.process import TensorFlowProcess
 
-SAVED_MODEL, FROZEN, LITE = "saved_model", "model.pb", "model.tflite"
 QUANTIZATIONS = ("dynamic",)
 QUANTIZED_TOLERANCE = Tolerance(pixels=8.0, score=0.2, mask=0.5, relative=0.3, unmatched=0.3)
 
@@ -232,6 +233,10 @@ class _Predictor:
         self._fields = list(fields)
         self._options = options
 
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
     def __call__(self, image: Array, **more: Array) -> dict[str, Array]:
         """Return the fields for an image, float32 (3, H, W)."""
         found = self._process.run(_as_tensorflow({"image": image, **more}, self._options))
@@ -279,8 +284,7 @@ def _channels_first(value: Array) -> Array:
 def _process() -> TensorFlowProcess:
     from zooport.export_core.tensorflow.process import TensorFlowProcess
 
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return TensorFlowProcess(int(asked) if asked.isdecimal() and int(asked) > 0 else 1)
+    return TensorFlowProcess(asked_threads())
 
 
 def _bad_option(name: str, value: Any, why: str, hint: str) -> Failure:

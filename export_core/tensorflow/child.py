@@ -83,16 +83,16 @@ class Server:
         Raises:
             Failure: ``unsupported.architecture``, ``unsupported.operator``, ``export.failed``.
         """
-        from zooport.export_core.tensorflow import conversion, lite
+        from zooport.export_core.tensorflow import conversion, files, lite
         from zooport.export_core.tensorflow.blueprint import read_blueprint
 
         described = read_blueprint(blueprint)
         wanted = conversion.Wanted(fields, list(sample), options.get("batch"), inner)
-        conversion.save_frozen(described, wanted, directory / conversion.FROZEN)
-        conversion.save_model(described, wanted, directory / conversion.SAVED_MODEL)
+        conversion.save_frozen(described, wanted, directory / files.FROZEN)
+        conversion.save_model(described, wanted, directory / files.SAVED_MODEL)
         if not options.get("tflite"):
             return []
-        path = directory / lite.LITE
+        path = directory / files.LITE
         with tempfile.TemporaryDirectory(dir=blueprint.parent) as folder:
             conversion.save_model(described, wanted, Path(folder) / "lite", lite=True)
             lite.convert(Path(folder) / "lite", path, options.get("quantize"))

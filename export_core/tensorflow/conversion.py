@@ -11,12 +11,12 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from zooport.export_core.failures import Failure, Stage
+from zooport.export_core.outputs import IMAGE_INDEX, has_rows
 from zooport.export_core.tensorflow import translators as _translators
 from zooport.export_core.tensorflow.blueprint import Blueprint
 from zooport.export_core.tensorflow.translation import Keep, Module, Record
 
-SAVED_MODEL, FROZEN = "saved_model", "model.pb"
-IMAGE, PROPOSALS, IMAGE_INDEX = "image", "proposal_boxes", "image_index"
+IMAGE, PROPOSALS = "image", "proposal_boxes"
 SIGNATURE = "serving_default"
 STAGE = "stage/"
 
@@ -24,7 +24,6 @@ Array = npt.NDArray[Any]
 
 _SMALL = 1024  # numbers
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
-_WHOLE = ("sem_seg",)  # fields without a row for each thing found
 _SHAPES: Mapping[str, list[int | None]] = {IMAGE: [None, None, 3], PROPOSALS: [None, 4]}
 _TRANSLATORS = _translators  # imported for what they enter into the table
 
@@ -48,7 +47,7 @@ class Wanted:
     @property
     def outputs(self) -> list[str]:
         """Names of all outputs: the fields, and of a batch which image each row belongs to."""
-        rows = any(name not in _WHOLE for name in self.fields)
+        rows = any(has_rows(name) for name in self.fields)
         return [*self.fields, IMAGE_INDEX] if self.batch is not None and rows else list(self.fields)
 
 
@@ -198,9 +197,9 @@ def _joined(found: Sequence[Mapping[str, tf.Tensor]], wanted: Wanted) -> dict[st
         return {name: found[0][name] for name in wanted.fields}
     results: dict[str, tf.Tensor] = {}
     for name in wanted.fields:
-        join = tf.stack if name in _WHOLE else tf.concat
+        join = tf.concat if has_rows(name) else tf.stack
         results[name] = join([fields[name] for fields in found], axis=0)
-    rows = next((name for name in wanted.fields if name not in _WHOLE), None)
+    rows = next((name for name in wanted.fields if has_rows(name)), None)
     if rows is not None:
         index = [
             tf.fill(tf.shape(fields[rows])[:1], tf.constant(number, tf.int64))

@@ -17,7 +17,6 @@ from zooport.export_core.tensorflow.conversion import SIGNATURE
 
 Array = npt.NDArray[Any]
 
-LITE = "model.tflite"
 _RUNS = 2  # of the interpreter with its defaults; from the second on XNNPACK may go wrong
 _DIFFERENCE = 1e-2  # relative to the largest number; far above what another order of additions does
 
