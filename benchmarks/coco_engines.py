@@ -1,7 +1,7 @@
-"""How fast faster-coco-eval counts COCO's metrics beside pycocotools, and whether it counts the same.
+"""How fast COCO's metrics are counted by pycocotools, by zooport's matching in it, and by faster-coco-eval.
 
 ``python benchmarks/coco_engines.py bbox 5000 100``: kind, images, detections in each. Objects and detections
-are made up. Both packages have to be installed; ``docs/evaluation.md`` has what came out.
+are made up. faster-coco-eval has to be installed; ``docs/evaluation.md`` has what came out.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import faster_coco_eval
 import numpy as np
 from pycocotools import coco, cocoeval
 from pycocotools import mask as mask_util
+
+from zooport.export_core.evaluation.coco_matching import CocoEvaluation, Part, by_category
 
 WIDTH, HEIGHT = 640, 480
 CATEGORIES = 80
@@ -91,6 +93,14 @@ def count(new: Callable[[], Any], evaluation: Callable[..., Any], kind: str, mad
     return np.array(done.eval["precision"]), time.perf_counter() - begun
 
 
+def with_own_matching(truth: Any, found: Any, kind: str) -> CocoEvaluation:
+    """Return the evaluation that zooport uses."""
+    parts: dict[tuple[int, int], Part] = {}
+    for image in truth.imgs:
+        parts |= by_category(image, truth.imgToAnns[image], found.imgToAnns[image])
+    return CocoEvaluation(truth, found, kind, parts)
+
+
 def main() -> None:
     """Measure and print."""
     kind, images, detections = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -103,13 +113,24 @@ def main() -> None:
         found += there
     entries = [{"id": identifier, "width": WIDTH, "height": HEIGHT} for identifier in range(images)]
     made = (entries, maker.categories, truth, found)
-    quickly = partial(faster_coco_eval.COCOeval_faster, extra_calc=False)
-    with contextlib.redirect_stdout(io.StringIO()):
-        fast, quick = count(faster_coco_eval.COCO, quickly, kind, made)
-        exact, slow = count(coco.COCO, cocoeval.COCOeval, kind, made)
     print(f"{kind}: {len(truth)} objects, {len(found)} detections in {images} images")
-    print(f"pycocotools {slow:.1f} s, faster-coco-eval {quick:.1f} s, {slow / quick:.1f} times as fast")
-    print(f"largest difference in {exact.size} precisions: {np.abs(fast - exact).max():.1e}")
+    with contextlib.redirect_stdout(io.StringIO()):
+        exact, slow = count(coco.COCO, cocoeval.COCOeval, kind, made)
+    print(f"pycocotools {slow:.1f} s for {exact.size} precisions", flush=True)
+    engines: dict[str, tuple[Any, Callable[..., Any]]] = {
+        "zooport": (coco.COCO, with_own_matching),
+        "faster-coco-eval": (
+            faster_coco_eval.COCO,
+            partial(faster_coco_eval.COCOeval_faster, extra_calc=False),
+        ),
+    }
+    for name, (index, evaluation) in engines.items():
+        with contextlib.redirect_stdout(io.StringIO()):
+            other, quick = count(index, evaluation, kind, made)
+        difference = np.abs(other - exact).max()
+        print(
+            f"{name} {quick:.1f} s, {slow / quick:.1f} times as fast, differs by {difference:.1e}", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from zooport.export_core.evaluation.annotations import Annotation
+from zooport.export_core.evaluation.coco_matching import CocoEvaluation, Part, by_category
 from zooport.export_core.evaluation.coco_resampling import Reading, resampled_precision, tally_matches
 from zooport.export_core.evaluation.datasets import Dataset
 from zooport.export_core.evaluation.postprocess import Array, encode_mask
@@ -240,11 +240,13 @@ def coco_precision(
         for rank, index in enumerate(order)
     ]
     categories = [{"id": category.id, "name": category.name} for category in dataset.categories]
+    objects, detections = [truth[index] for index in order], [found[index] for index in order]
+    parts: dict[tuple[int, int], Part] = {}
+    for rank, rows in enumerate(zip(objects, detections, strict=True)):
+        parts |= by_category(rank, *rows)
     with silence():
-        evaluation = COCOeval(
-            _coco(images, categories, [truth[index] for index in order]),
-            _coco(images, categories, [found[index] for index in order]),
-            kind,
+        evaluation = CocoEvaluation(
+            _coco(images, categories, objects), _coco(images, categories, detections), kind, parts
         )
         if category_ids is not None:
             evaluation.params.catIds = list(category_ids)
@@ -252,9 +254,7 @@ def coco_precision(
             evaluation.params.kpt_oks_sigmas = np.array(sigmas, dtype=np.float64)
         evaluation.evaluate()
         evaluation.accumulate()
-    tally = tally_matches(
-        evaluation, order, [truth[index] for index in order], [found[index] for index in order]
-    )
+    tally = tally_matches(evaluation, order, parts)
     return evaluation.eval["precision"], tally
 
 

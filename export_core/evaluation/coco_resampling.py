@@ -8,11 +8,12 @@ times. Detections stand in the order of their scores, so recall and precision ar
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from zooport.export_core.evaluation.coco_matching import CocoEvaluation, Part
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -25,64 +26,54 @@ _EPSILON = float(np.spacing(1))  # pycocotools adds it to the number of detectio
 
 
 def tally_matches(
-    evaluation: Any,
-    order: Sequence[int],
-    truth: Sequence[Sequence[Mapping[str, Any]]],
-    found: Sequence[Sequence[Mapping[str, Any]]],
+    evaluation: CocoEvaluation, order: Sequence[int], parts: Mapping[tuple[int, int], Part]
 ) -> dict[str, Array]:
     """Return the matches of an evaluation, compactly.
 
-    They are made from its overlaps by COCO's rules; not every package that counts shows its own.
-
     Args:
-        evaluation: a COCOeval after ``evaluate``: its parameters and overlaps are read.
+        evaluation: after ``evaluate``.
         order: index in the dataset of each image, in the order of the evaluation.
-        truth: the objects of each image in that order, as the evaluation was given them.
-        found: the same for detections.
+        parts: what the evaluation was given.
 
     Returns:
         - image: int32 (D,), index in the dataset of each detection's image; detections by category, then by
           score, the highest first;
         - ends: int64 (K,), where each category's detections end;
         - matched, ignored: uint16 (A, D), a bit for each IoU threshold;
-        - objects: int32 (4, G): category, area, image and number of the objects to find.
+        - objects: int32 (4, G): category, area, image and number of the objects to find;
+        - recalls, thresholds: those of the evaluation.
     """
     parameters = evaluation.params
-    limits = np.asarray(parameters.areaRng, dtype=np.float64)
-    categories = [int(each) for each in parameters.catIds]
-    parts: dict[int, list[_Part]] = {category: [] for category in categories}
-    for rank, (objects_here, found_here) in enumerate(zip(truth, found, strict=True)):
-        for category, part in _by_category(rank, objects_here, found_here).items():
-            if category in parts:
-                parts[category].append(part)
+    ranks: dict[int, list[int]] = {int(each): [] for each in parameters.catIds}
+    for rank, category in parts:
+        if category in ranks:
+            ranks[category].append(rank)
     image: list[Array] = []
     matched: list[Array] = []
     ignored: list[Array] = []
     ends: list[int] = []
     objects: list[tuple[int, int, int, int]] = []
     total = 0
-    for index, category in enumerate(categories):
-        pairs = [
-            (part, _Pair.of(part, evaluation.ious.get((part.rank, category)), parameters, limits))
-            for part in parts[category]
+    for index, category in enumerate(ranks):
+        here = [
+            (order[rank], matches)
+            for rank in ranks[category]
+            if (matches := evaluation.matches(rank, category)) is not None
         ]
-        for part, pair in pairs:
-            objects += [
-                (index, area, order[part.rank], count)
-                for area, count in enumerate(pair.to_find.tolist())
-                if count
-            ]
-        if pairs:
-            scores = np.concatenate([pair.scores for _, pair in pairs])
+        for position, matches in here:
+            to_find = (~matches.skipped).sum(axis=1).tolist()
+            objects += [(index, area, position, count) for area, count in enumerate(to_find) if count]
+        if here:
+            scores = np.concatenate([matches.scores for _, matches in here])
             # The order in which they are counted: stable, so that equal scores keep that of the images.
             sorting = np.argsort(-scores, kind="mergesort")
-            lengths = [len(pair.scores) for _, pair in pairs]
-            image.append(np.repeat([order[part.rank] for part, _ in pairs], lengths)[sorting])
-            matched.append(np.concatenate([pair.matched for _, pair in pairs], axis=1)[:, sorting])
-            ignored.append(np.concatenate([pair.ignored for _, pair in pairs], axis=1)[:, sorting])
+            lengths = [len(matches.scores) for _, matches in here]
+            image.append(np.repeat([position for position, _ in here], lengths)[sorting])
+            matched.append(_bits([matches.matched for _, matches in here])[:, sorting])
+            ignored.append(_bits([matches.ignored for _, matches in here])[:, sorting])
             total += len(scores)
         ends.append(total)
-    empty = np.zeros((len(limits), 0), dtype=np.uint16)
+    empty = np.zeros((len(parameters.areaRng), 0), dtype=np.uint16)
     return {
         "image": np.concatenate([np.zeros(0, dtype=np.int32), *image]).astype(np.int32),
         "ends": np.array(ends, dtype=np.int64),
@@ -94,96 +85,12 @@ def tally_matches(
     }
 
 
-@dataclass
-class _Part:
-    """Objects and detections of one category in one image."""
-
-    rank: int
-    objects: list[Mapping[str, Any]] = field(default_factory=list)
-    found: list[Mapping[str, Any]] = field(default_factory=list)
-
-
-def _by_category(
-    rank: int, objects: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]
-) -> dict[int, _Part]:
-    parts: dict[int, _Part] = {}
-    for row in objects:
-        parts.setdefault(row["category_id"], _Part(rank)).objects.append(row)
-    for row in found:
-        parts.setdefault(row["category_id"], _Part(rank)).found.append(row)
-    return parts
-
-
-@dataclass
-class _Pair:
-    """What came of one category in one image.
-
-    Attributes:
-        scores: float64 (D,), the highest first.
-        matched: uint16 (A, D), a bit for each IoU threshold.
-        ignored: the same.
-        to_find: (A,) objects.
-    """
-
-    scores: Array
-    matched: Array
-    ignored: Array
-    to_find: Array
-
-    @staticmethod
-    def of(part: _Part, overlaps: Any, parameters: Any, limits: Array) -> _Pair:
-        """Match by COCO's rules.
-
-        Args:
-            part: objects and detections.
-            overlaps: (D, G), detections by falling score; nothing where either is none.
-            parameters: of the evaluation.
-            limits: (A, 2) least and largest area.
-        """
-        scores = np.array([row["score"] for row in part.found], dtype=np.float64)
-        chosen = np.argsort(-scores, kind="mergesort")[: parameters.maxDets[-1]]
-        sizes = np.array([row["area"] for row in part.found], dtype=np.float64)[chosen]
-        areas = np.array([row["area"] for row in part.objects], dtype=np.float64)
-        crowd = np.array([bool(row["iscrowd"]) for row in part.objects], dtype=np.bool_)
-        unlabelled = np.array([row.get("num_keypoints", 1) == 0 for row in part.objects], dtype=np.bool_)
-        skipped = _outside(areas, limits) | crowd | unlabelled
-        thresholds = np.minimum(parameters.iouThrs, 1 - 1e-10)
-        matched = np.zeros((len(limits), len(thresholds), len(chosen)), dtype=np.bool_)
-        ignored = np.zeros_like(matched)
-        if areas.size and chosen.size:
-            table = np.asarray(overlaps, dtype=np.float64).reshape(len(chosen), len(areas))
-            for area, without in enumerate(skipped):
-                _match(table, thresholds, crowd, without, matched[area], ignored[area])
-        ignored |= ~matched & _outside(sizes, limits)[:, None, :]
-        bits = 1 << np.arange(len(thresholds), dtype=np.uint16)
-        flags = [np.einsum("t,atd->ad", bits, each.astype(np.uint16)) for each in (matched, ignored)]
-        return _Pair(scores[chosen], flags[0], flags[1], (~skipped).sum(axis=1))
-
-
-def _outside(areas: Array, limits: Array) -> Array:
-    outside: Array = (areas < limits[:, :1]) | (areas > limits[:, 1:])
-    return outside
-
-
-def _match(
-    overlaps: Array, thresholds: Array, crowd: Array, skipped: Array, matched: Array, ignored: Array
-) -> None:
-    """Give each detection, the best first, the object that it covers best and that is still free.
-
-    An object that does not count is taken only where no other fits; a crowd is never used up. Of equal
-    overlaps the last counts. ``matched`` and ``ignored`` (T, D) are filled in.
-    """
-    taken = np.zeros((len(thresholds), len(crowd)), dtype=np.bool_)
-    for detection in np.flatnonzero(overlaps.max(axis=1) >= thresholds[0]).tolist():
-        row = overlaps[detection]
-        fits = (row >= thresholds[:, None]) & (crowd | ~taken)
-        preferred = fits & ~skipped
-        fits = np.where(preferred.any(axis=1)[:, None], preferred, fits)
-        best = len(row) - 1 - np.argmax(np.where(fits, row, -1.0)[:, ::-1], axis=1)
-        hits = np.flatnonzero(fits.any(axis=1))
-        taken[hits, best[hits]] = True
-        matched[hits, detection] = True
-        ignored[hits, detection] = skipped[best[hits]]
+def _bits(flags: Sequence[Array]) -> Array:
+    """Return bool (A, T, D) arrays, joined along D, as uint16 (A, D) with a bit for each threshold."""
+    joined = np.concatenate(flags, axis=2)
+    bits = 1 << np.arange(joined.shape[1], dtype=np.uint16)
+    packed: Array = np.einsum("t,atd->ad", bits, joined.astype(np.uint16))
+    return packed
 
 
 def resampled_precision(
