@@ -87,12 +87,21 @@ def test_imports_are_absolute() -> None:
 
 
 def test_core_knows_neither_ray_nor_registry() -> None:
-    above = ("zooport.jobs", "zooport.cli", "zooport.migrations", "ray", "sqlalchemy", "alembic", "typer")
+    above = (
+        "zooport.jobs",
+        "zooport.cli",
+        "zooport.commands",
+        "zooport.migrations",
+        "ray",
+        "sqlalchemy",
+        "alembic",
+        "typer",
+    )
     assert imports_of("zooport.export_core", above) == []
 
 
 def test_jobs_do_not_know_the_command_line() -> None:
-    assert imports_of("zooport.jobs", ("zooport.cli", "typer")) == []
+    assert imports_of("zooport.jobs", ("zooport.cli", "zooport.commands", "typer")) == []
 
 
 def test_formats_do_not_import_each_other() -> None:

@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from zooport import cli
+from zooport.commands.runs import _OF_THE_JOB
 from zooport.export_core.config import load_config
 from zooport.export_core.failures import Failure
 from zooport.export_core.sources import CheckpointSource, DatasetSource
@@ -256,4 +257,4 @@ class TestParcels:
 def test_what_a_job_is_told_in_another_way_are_options() -> None:
     command = typer.main.get_command(cli.app).commands["submit"]  # type: ignore[attr-defined]
     names = {option.name for option in command.params if option.param_type_name == "option"}
-    assert names >= cli._OF_THE_JOB
+    assert names >= _OF_THE_JOB

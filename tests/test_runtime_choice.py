@@ -21,7 +21,7 @@ from zooport.jobs.registry import open_registry
 from zooport.jobs.registry.records import job_from_dict, job_to_dict
 from zooport.jobs.values import ArtifactRecord, ExportResult
 from zooport.jobs.verdicts import Verdict
-from zooport.tests.registry_support import begin, make_job, run_of, succeed
+from zooport.tests.registry_support import begin, fail, make_job, run_of, succeed
 
 MODEL = "retinanet_fpn"
 VARIABLE = "ZOOPORT_CAFFE2_RUNTIME"
@@ -75,6 +75,29 @@ def test_it_goes_to_the_jobs_that_have_the_choice_and_in_place_of_the_manifests(
         "onnx": {},
         "caffe2": {"runtime": "reference"},
     }
+
+
+@pytest.mark.parametrize("again", [["rerun", "--failed"], ["resume", "latest"]])
+def test_rerun_and_resume_take_it_too(
+    again: list[str], manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(manifest.parent)
+    with open_registry(None) as registry:
+        jobs = begin(registry, ["a"], formats=["onnx", "caffe2"])
+        if again[0] == "rerun":
+            for job in jobs:
+                fail(registry, job)
+        registry.finish_run(run_of(jobs[0]))
+    planned: list[Any] = []
+
+    def note(work: Any, _: submission.Request) -> int:
+        planned.extend(work.wanted)
+        return 0
+
+    monkeypatch.setattr(submission, "_carry_out", note)
+    assert run([*again, "--dry-run", "--runtime", "reference"]) == 0
+    options = {target.format: target.options for target, _ in planned}
+    assert options == {"onnx": {"batch": 1}, "caffe2": {"batch": 1, "runtime": "reference"}}
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "caffe"])
