@@ -417,6 +417,8 @@ def test_layers_of_official_models_in_their_rarer_settings(tmp_path: Path) -> No
         Conv2d(64, 64, 5, stride=3, padding=1, groups=16),
         torch.nn.Sequential(torch.nn.ConvTranspose2d(64, 8, 4, stride=2, padding=1), torch.nn.ReLU()),
         torch.nn.ConvTranspose2d(64, 8, 3, stride=2, padding=0),
+        torch.nn.Conv2d(64, 8, 3, padding="same", dilation=2),
+        torch.nn.Upsample(scale_factor=3, mode="bilinear"),
     ]
     folders = [tmp_path / str(index) for index in range(len(modules))]
     wanted = []
@@ -437,3 +439,44 @@ def test_layers_of_official_models_in_their_rarer_settings(tmp_path: Path) -> No
     for folder, value in zip(folders, wanted, strict=True):
         found = np.load(folder / "found.npy")
         np.testing.assert_allclose(found, value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=folder.name)
+
+
+REFUSED = """
+import sys
+from pathlib import Path
+from zooport.export_core.failures import Failure
+from zooport.export_core.tensorflow.settings import import_tensorflow
+tf = import_tensorflow(1)
+from zooport.export_core.tensorflow import translators
+from zooport.export_core.tensorflow.blueprint import read_blueprint
+from zooport.export_core.tensorflow.translation import Module
+for file in sys.argv[1:]:
+    module = Module(read_blueprint(Path(file)), lambda name, array: tf.constant(array))
+    try:
+        module(tf.zeros((1, 8, 8, 8)))
+        print("taken")
+    except Failure as failure:
+        print(failure.code, failure.message)
+"""
+
+
+def test_settings_that_are_not_translated_are_named(tmp_path: Path) -> None:
+    modules = {
+        "mode=nearest": torch.nn.Upsample(scale_factor=2),
+        "scale_factor=1.5": torch.nn.Upsample(scale_factor=1.5, mode="bilinear"),
+        "align_corners=True": torch.nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+        "groups=2": torch.nn.ConvTranspose2d(8, 8, 2, stride=2, groups=2),
+        "output_padding=[1, 1]": torch.nn.ConvTranspose2d(8, 8, 3, stride=2, padding=1, output_padding=1),
+        "padding_mode=reflect": torch.nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
+    }
+    for index, module in enumerate(modules.values()):
+        write_blueprint(of_model(module, "neck"), tmp_path / str(index))
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED, *sorted(tmp_path.iterdir())],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for setting, line in zip(modules, done.stdout.splitlines(), strict=True):
+        assert line.startswith("unsupported.operator module 'neck' is a torch.nn.modules."), line
+        assert setting in line

@@ -123,3 +123,32 @@ def unknown_module(blueprint: Blueprint) -> Failure:
         hint="another format, such as onnx or torch-export, takes modules of your own",
         details={"module": blueprint.path, "class": blueprint.name},
     )
+
+
+def require_settings(module: Module, **known: Any) -> None:
+    """Refuse a module with another setting than its translation knows.
+
+    Args:
+        module: what is to be translated.
+        known: setting -> the value that is known; a list stands for a tuple, too.
+
+    Raises:
+        Failure: as :func:`unsupported_setting` returns it.
+    """
+    for name, value in known.items():
+        actual = module.blueprint.settings.get(name)
+        if actual != value and not (isinstance(actual, tuple) and list(actual) == value):
+            raise unsupported_setting(module, name, value)
+
+
+def unsupported_setting(module: Module, setting: str, known: object) -> Failure:
+    """Return the failure ``unsupported.operator`` of a module whose setting has no translation."""
+    path, name = module.blueprint.path, module.blueprint.name
+    return Failure(
+        "unsupported.operator",
+        f"module {path!r} is a {name} with {setting}={module.blueprint.settings.get(setting)}:"
+        f" TensorFlow gets {known} alone",
+        stage=Stage.EXPORT,
+        hint="another format, such as onnx or torch-export, takes it as it is",
+        details={"module": path, "class": name, "setting": setting},
+    )

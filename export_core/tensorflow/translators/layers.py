@@ -8,7 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from zooport.export_core.tensorflow.translation import Module, translates
+from zooport.export_core.tensorflow.translation import (
+    Module,
+    require_settings,
+    translates,
+    unsupported_setting,
+)
 
 Array = npt.NDArray[Any]
 
@@ -54,6 +59,7 @@ def convolve(module: Module, x: tf.Tensor, norm: Module | None) -> tf.Tensor:
 
     Strided ones get their padding in numbers: TensorFlow's SAME puts an odd row at the other side.
     """
+    require_settings(module, padding_mode="zeros")
     padding = _padding(module)
     if module.lite and not isinstance(padding, str):
         x, padding = tf.pad(x, padding), "VALID"
@@ -94,6 +100,8 @@ def _affine(norm: Module) -> tuple[Array, Array]:
 
 def _padding(module: Module) -> str | list[list[int]]:
     """Return a convolution's padding: by its name where it has one, else in numbers."""
+    if isinstance(module.padding, str):  # torch's own word for it
+        return str(module.padding).upper()
     if not any(module.padding):
         return "VALID"
     sides = zip(module.kernel_size, module.dilation, module.padding, strict=True)
@@ -162,7 +170,8 @@ def _with_bias(module: Module, y: tf.Tensor) -> tf.Tensor:
 
 @translates("torch.nn.modules.conv.ConvTranspose2d")
 def transposed_convolution(module: Module, x: tf.Tensor) -> tf.Tensor:
-    """Return the transposed convolution of x (N, H, W, C); without groups, dilation or output padding."""
+    """Return the transposed convolution of x (N, H, W, C)."""
+    require_settings(module, groups=1, dilation=[1, 1], output_padding=[0, 0])
     (kernel, _), (stride, _), (padding, _) = module.kernel_size, module.stride, module.padding
     if kernel == stride and not padding:
         return _with_bias(module, _upsampling_convolution(module, x, kernel))
@@ -197,8 +206,11 @@ def _upsampling_convolution(module: Module, x: tf.Tensor, factor: int) -> tf.Ten
 @translates("torch.nn.modules.upsampling.Upsample")
 def upsample(module: Module, x: tf.Tensor) -> tf.Tensor:
     """Enlarge maps bilinearly, pixel centres aligned (``align_corners=False``)."""
-    if module.mode != "bilinear" or module.align_corners:
-        raise NotImplementedError(f"upsampling of mode {module.mode}")
+    require_settings(module, mode="bilinear", size=None)
+    if module.align_corners:
+        raise unsupported_setting(module, "align_corners", False)
+    if not isinstance(module.scale_factor, float) or not module.scale_factor.is_integer():
+        raise unsupported_setting(module, "scale_factor", "a whole number")
     return enlarge_bilinear(x, int(module.scale_factor))
 
 
