@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,19 @@ def test_peak_memory_is_in_bytes_and_does_not_fall() -> None:
     allowance = 4 << 20  # the kernel counts pages per core and sums them up now and then
     assert 10 << 20 < before < during + allowance < peak_memory() + 2 * allowance < 1 << 40
     assert during > 200 << 20
+
+
+def test_peak_memory_counts_the_process_of_a_runtime() -> None:
+    program = "kept = b'x' * (200 << 20); print('here', flush=True); input()"
+    before = peak_memory()
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with_runtime = peak_memory()
+        process.kill()
+    assert with_runtime - before > 200 << 20
+    assert peak_memory() - before < 100 << 20
 
 
 def test_the_parts_of_an_evaluation_have_the_costs_of_one_model(tmp_path: Path) -> None:

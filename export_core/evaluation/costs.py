@@ -60,7 +60,8 @@ class Costs:
     Attributes:
         seconds: of each call of the model but the first, which pays for what later ones reuse.
         load: seconds from the file to a model that can be called.
-        peak: bytes of resident memory of the process at its highest, libraries and annotations included.
+        peak: bytes of resident memory of the process and its children at their highest, libraries and
+            annotations included.
     """
 
     seconds: Sequence[float]
@@ -106,11 +107,24 @@ def joined(parts: Iterable[Costs]) -> Costs:
 
 
 def peak_memory() -> int:
-    """Return the bytes of resident memory that this process held at its highest, shared pages included."""
+    """Return the bytes of resident memory that this process and its children held at their highest.
+
+    A format whose runtime is a process of its own holds the model there. Shared pages are included.
+    """
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    return _highest("self") + sum(_highest(str(child.pid)) for child in children)
+
+
+def _highest(process: str) -> int:
+    """Return the most bytes that a process held; 0 of another one that is gone or cannot be read."""
     with suppress(OSError, ValueError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        for line in Path("/proc", process, "status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    if process != "self":
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
