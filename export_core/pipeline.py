@@ -191,7 +191,7 @@ def eager_predictor(model: nn.Module) -> AnyPredictor:
 
     def predict(image: Array, **more: Array) -> dict[str, Array]:
         inputs = {name: torch.from_numpy(value) for name, value in {"image": image, **more}.items()}
-        with torch.no_grad():
+        with torch.inference_mode():
             return as_arrays(model([inputs])[0])
 
     return predict

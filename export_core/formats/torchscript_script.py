@@ -53,7 +53,7 @@ class TorchScriptScript(Format):
 
         def predict(image: Array, **more: Array) -> dict[str, Array]:
             inputs = {name: torch.from_numpy(value) for name, value in {"image": image, **more}.items()}
-            with torch.no_grad():
+            with torch.inference_mode():
                 return as_arrays(module([inputs])[0])
 
         return predict

@@ -89,7 +89,7 @@ class TorchScriptTrace(Format):
 
         def predict(image: Array, **more: Array) -> dict[str, Array]:
             inputs = [torch.from_numpy(value) for value in (image, *more.values())]
-            with torch.no_grad():
+            with torch.inference_mode():
                 if batch is None:
                     outputs = module(*inputs)
                 else:

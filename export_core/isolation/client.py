@@ -28,7 +28,7 @@ PRELOAD = (
     "PIL.PngImagePlugin",
     "zooport.export_core.pipeline",
     "zooport.export_core.checkpoints",
-    "zooport.export_core.evaluation.evaluate",
+    "zooport.export_core.evaluation.predict",
     "zooport.export_core.modeling.build",
 )
 """What a job imports, in the order in which a server imports it; a module that is absent is passed over."""
