@@ -1,4 +1,4 @@
-"""How fast COCO's metrics are counted by pycocotools, by zooport's matching in it, and by faster-coco-eval.
+"""How fast COCO's metrics are counted by pycocotools, by zooport, and by faster-coco-eval.
 
 ``python benchmarks/coco_engines.py bbox 5000 100``: kind, images, detections in each. Objects and detections
 are made up. faster-coco-eval has to be installed; ``docs/evaluation.md`` has what came out.
@@ -20,7 +20,8 @@ import numpy as np
 from pycocotools import coco, cocoeval
 from pycocotools import mask as mask_util
 
-from zooport.export_core.evaluation.coco_matching import CocoEvaluation, Part, by_category
+from zooport.export_core.evaluation.coco_counting import precision_table
+from zooport.export_core.evaluation.coco_metrics import Overlaps, tally_overlaps
 
 WIDTH, HEIGHT = 640, 480
 CATEGORIES = 80
@@ -76,8 +77,8 @@ class Maker:
         return row
 
 
-def count(new: Callable[[], Any], evaluation: Callable[..., Any], kind: str, made: tuple[Rows, ...]) -> Any:
-    """Return the precision table and the seconds that it took."""
+def count(new: Callable[[], Any], precision: Callable[..., Any], kind: str, made: tuple[Rows, ...]) -> Any:
+    """Return the precision table at the largest number of detections, and the seconds that it took."""
     images, categories, *rows = made
     pair = []
     for entries in rows:
@@ -87,18 +88,24 @@ def count(new: Callable[[], Any], evaluation: Callable[..., Any], kind: str, mad
         each.createIndex()
         pair.append(each)
     begun = time.perf_counter()
-    done = evaluation(*pair, kind)
+    found = precision(*pair, kind)
+    return found, time.perf_counter() - begun
+
+
+def of_zooport(truth: Any, found: Any, kind: str) -> Any:
+    """Count as zooport does, matches for intervals included."""
+    overlaps = Overlaps(truth, found, kind)
+    overlaps.evaluate()
+    by_image = ([each.imgToAnns[image] for image in truth.imgs] for each in (truth, found))
+    return precision_table(tally_overlaps(overlaps, list(truth.imgs), *by_image))
+
+
+def of_package(evaluation: Callable[..., Any], truth: Any, found: Any, kind: str) -> Any:
+    """Count as a package with COCOeval's interface does."""
+    done = evaluation(truth, found, kind)
     done.evaluate()
     done.accumulate()
-    return np.array(done.eval["precision"]), time.perf_counter() - begun
-
-
-def with_own_matching(truth: Any, found: Any, kind: str) -> CocoEvaluation:
-    """Return the evaluation that zooport uses."""
-    parts: dict[tuple[int, int], Part] = {}
-    for image in truth.imgs:
-        parts |= by_category(image, truth.imgToAnns[image], found.imgToAnns[image])
-    return CocoEvaluation(truth, found, kind, parts)
+    return np.array(done.eval["precision"])[..., -1]
 
 
 def main() -> None:
@@ -115,18 +122,16 @@ def main() -> None:
     made = (entries, maker.categories, truth, found)
     print(f"{kind}: {len(truth)} objects, {len(found)} detections in {images} images")
     with contextlib.redirect_stdout(io.StringIO()):
-        exact, slow = count(coco.COCO, cocoeval.COCOeval, kind, made)
+        exact, slow = count(coco.COCO, partial(of_package, cocoeval.COCOeval), kind, made)
     print(f"pycocotools {slow:.1f} s for {exact.size} precisions", flush=True)
+    quickly = partial(faster_coco_eval.COCOeval_faster, extra_calc=False)
     engines: dict[str, tuple[Any, Callable[..., Any]]] = {
-        "zooport": (coco.COCO, with_own_matching),
-        "faster-coco-eval": (
-            faster_coco_eval.COCO,
-            partial(faster_coco_eval.COCOeval_faster, extra_calc=False),
-        ),
+        "zooport": (coco.COCO, of_zooport),
+        "faster-coco-eval": (faster_coco_eval.COCO, partial(of_package, quickly)),
     }
-    for name, (index, evaluation) in engines.items():
+    for name, (index, precision) in engines.items():
         with contextlib.redirect_stdout(io.StringIO()):
-            other, quick = count(index, evaluation, kind, made)
+            other, quick = count(index, precision, kind, made)
         difference = np.abs(other - exact).max()
         print(
             f"{name} {quick:.1f} s, {slow / quick:.1f} times as fast, differs by {difference:.1e}", flush=True

@@ -158,15 +158,21 @@ class Watch:
         while not self._ended.wait(0.5):
             me = psutil.Process()
             self._memory.append(me.memory_info().rss)
-            servers = [each for each in psutil.process_iter(["cmdline"]) if is_fork_server(each)]
+            servers = fork_servers()
             for process in [*me.children(recursive=True), *servers]:
                 with contextlib.suppress(psutil.Error):
                     kind = "jobs" if process in servers else kind_of(process.name())
                     self._last[process.pid, process.create_time()] = kind, all_seconds(process)
 
 
+def fork_servers() -> list[psutil.Process]:
+    """Return the servers of this run; what they have forked looks like them, and is counted with them."""
+    alike = {each.pid: each for each in psutil.process_iter(["cmdline", "ppid"]) if is_fork_server(each)}
+    return [each for each in alike.values() if each.info["ppid"] not in alike]
+
+
 def is_fork_server(process: psutil.Process) -> bool:
-    """Whether this is the server that forks the processes of this run's jobs; it is nobody's child."""
+    """Whether this is a server that forks the processes of this run's jobs, or one of those."""
     if not any("zooport.export_core.isolation.server" in word for word in process.info["cmdline"] or ()):
         return False
     with contextlib.suppress(psutil.Error):

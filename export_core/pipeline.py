@@ -229,10 +229,10 @@ def load_eager(checkpoint: CheckpointSource, config: Config) -> tuple[nn.Module,
     from zooport.export_core.checkpoints import read_weights
     from zooport.export_core.modeling.build import build_skeleton, load_model
 
-    build_skeleton(config)  # a config that is not supported is refused before large files are read
+    skeleton = build_skeleton(config)  # what is not supported is refused before large files are read
     weights = read_weights(checkpoint.weights)
     notes = list(weights.notes)
-    return load_model(config, weights, str(checkpoint.weights), notes), notes
+    return load_model(config, weights, str(checkpoint.weights), notes, skeleton), notes
 
 
 def _load_dataset(dataset: DatasetSource | None, config: Config) -> Dataset | None:

@@ -1,4 +1,4 @@
-"""Box and mask average precision, counted by pycocotools with detectron2's conventions."""
+"""Box and mask average precision, as pycocotools counts it, with detectron2's conventions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from zooport.export_core.evaluation.annotations import Annotation
-from zooport.export_core.evaluation.coco_matching import CocoEvaluation, Part, by_category
-from zooport.export_core.evaluation.coco_resampling import Reading, resampled_precision, tally_matches
+from zooport.export_core.evaluation.coco_counting import precision_table, tally_matches
+from zooport.export_core.evaluation.coco_matching import Matches, Rules, by_category, match
+from zooport.export_core.evaluation.coco_resampling import Reading, resampled_precision
 from zooport.export_core.evaluation.datasets import Dataset
 from zooport.export_core.evaluation.postprocess import Array, encode_mask
 from zooport.export_core.evaluation.tasks import (
@@ -182,7 +184,7 @@ def ground_truth(annotation: Annotation) -> dict[str, Any]:
 def detection_metrics(
     kind: str, truth: Sequence[Results], found: Sequence[Results], dataset: Dataset
 ) -> tuple[dict[str, float], dict[str, Array]]:
-    """Run pycocotools on ground truth and results, both grouped in the order of ``dataset.images``.
+    """Match ground truth and results, both grouped in the order of ``dataset.images``.
 
     Args:
         kind: pycocotools' iouType, "bbox" or "segm".
@@ -198,7 +200,7 @@ def detection_metrics(
     metrics = read_precision(precision, DETECTION_METRICS)
     labels = unique_labels(dataset) if len(dataset.categories) > 1 else []
     for index, label in enumerate(labels):
-        metrics[f"AP-{label}"] = mean_precision(precision[:, :, index, 0, -1])
+        metrics[f"AP-{label}"] = mean_precision(precision[:, :, index, 0])
     return defined(metrics), {**tally, "labels": np.array(labels, dtype=np.str_)}
 
 
@@ -208,15 +210,14 @@ def resampled_detection(tally: Mapping[str, Array], weights: Array) -> dict[str,
 
 
 def read_precision(precision: Array, readings: Mapping[str, Reading]) -> dict[str, float | None]:
-    """Return metrics from pycocotools' precision table.
+    """Return metrics from the precision table.
 
-    It is indexed by IoU threshold (0.5 to 0.95), recall, category, area (all, small, medium, large) and
-    number of detections.
+    It is indexed by IoU threshold (0.5 to 0.95), recall, category and area (all, small, medium, large).
     """
     metrics = {}
     for name, (area, threshold) in readings.items():
         chosen = precision if threshold is None else precision[threshold]
-        metrics[name] = mean_precision(chosen[..., area, -1])
+        metrics[name] = mean_precision(chosen[..., area])
     return metrics
 
 
@@ -228,10 +229,10 @@ def coco_precision(
     category_ids: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """Return pycocotools' precision table, in which -1 marks what no ground truth defines, and its matches.
+    """Return the table of :func:`precision_table`, and the matches that it was counted from.
 
-    Images and annotations get new ids: pycocotools takes an annotation with id 0 for unmatched. The order of
-    the dataset's image ids is kept because it decides between equal scores.
+    Images and annotations get new ids. The order of the dataset's image ids is kept because it decides
+    between equal scores.
     """
     ids = [image.id for image in dataset.images]
     order = sorted(range(len(ids)), key=lambda index: (isinstance(ids[index], str), ids[index]))
@@ -241,21 +242,44 @@ def coco_precision(
     ]
     categories = [{"id": category.id, "name": category.name} for category in dataset.categories]
     objects, detections = [truth[index] for index in order], [found[index] for index in order]
-    parts: dict[tuple[int, int], Part] = {}
-    for rank, rows in enumerate(zip(objects, detections, strict=True)):
-        parts |= by_category(rank, *rows)
     with silence():
-        evaluation = CocoEvaluation(
-            _coco(images, categories, objects), _coco(images, categories, detections), kind, parts
-        )
+        overlaps = Overlaps(_coco(images, categories, objects), _coco(images, categories, detections), kind)
         if category_ids is not None:
-            evaluation.params.catIds = list(category_ids)
+            overlaps.params.catIds = list(category_ids)
         if sigmas is not None:
-            evaluation.params.kpt_oks_sigmas = np.array(sigmas, dtype=np.float64)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    tally = tally_matches(evaluation, order, parts)
-    return evaluation.eval["precision"], tally
+            overlaps.params.kpt_oks_sigmas = np.array(sigmas, dtype=np.float64)
+        overlaps.evaluate()
+    tally = tally_overlaps(overlaps, order, objects, detections)
+    return precision_table(tally), tally
+
+
+class Overlaps(COCOeval):
+    """pycocotools' evaluation of which the overlaps are wanted alone: IoU and object keypoint similarity."""
+
+    def evaluateImg(self, *_: Any) -> None:  # noqa: N802  pycocotools' name, called by its evaluate
+        """Match nothing."""
+
+
+def tally_overlaps(
+    overlaps: Overlaps, order: Sequence[int], objects: Sequence[Results], found: Sequence[Results]
+) -> dict[str, Array]:
+    """Return the matches that :func:`tally_matches` takes together.
+
+    Args:
+        overlaps: after ``evaluate``.
+        order: index in the dataset of each image, in the order of the evaluation.
+        objects: of each image in that order.
+        found: the same for detections.
+    """
+    given = overlaps.params
+    rules = Rules(given.iouThrs, given.recThrs, np.array(given.areaRng, dtype=np.float64), given.maxDets[-1])
+    matches: dict[int, list[tuple[int, Matches]]] = {int(category): [] for category in given.catIds}
+    for rank, (index, *rows) in enumerate(zip(order, objects, found, strict=True)):
+        for category, part in by_category(*rows).items():
+            if category in matches:
+                overlap = overlaps.ious[rank, category]
+                matches[category].append((index, match(part, overlap, rules)))
+    return tally_matches(list(matches.values()), rules)
 
 
 def defined(metrics: Mapping[str, float | None]) -> dict[str, float]:

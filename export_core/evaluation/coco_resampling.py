@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zooport.export_core.evaluation.coco_matching import CocoEvaluation, Part
+from zooport.export_core.evaluation.coco_counting import EPSILON
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -22,75 +22,6 @@ Arrays = Mapping[str, Array]
 #: None for the mean over all thresholds.
 Reading = tuple[int, int | None]
 _LARGEST = 1 << 24  # elements of a matrix of resamples by detections
-_EPSILON = float(np.spacing(1))  # pycocotools adds it to the number of detections
-
-
-def tally_matches(
-    evaluation: CocoEvaluation, order: Sequence[int], parts: Mapping[tuple[int, int], Part]
-) -> dict[str, Array]:
-    """Return the matches of an evaluation, compactly.
-
-    Args:
-        evaluation: after ``evaluate``.
-        order: index in the dataset of each image, in the order of the evaluation.
-        parts: what the evaluation was given.
-
-    Returns:
-        - image: int32 (D,), index in the dataset of each detection's image; detections by category, then by
-          score, the highest first;
-        - ends: int64 (K,), where each category's detections end;
-        - matched, ignored: uint16 (A, D), a bit for each IoU threshold;
-        - objects: int32 (4, G): category, area, image and number of the objects to find;
-        - recalls, thresholds: those of the evaluation.
-    """
-    parameters = evaluation.params
-    ranks: dict[int, list[int]] = {int(each): [] for each in parameters.catIds}
-    for rank, category in parts:
-        if category in ranks:
-            ranks[category].append(rank)
-    image: list[Array] = []
-    matched: list[Array] = []
-    ignored: list[Array] = []
-    ends: list[int] = []
-    objects: list[tuple[int, int, int, int]] = []
-    total = 0
-    for index, category in enumerate(ranks):
-        here = [
-            (order[rank], matches)
-            for rank in ranks[category]
-            if (matches := evaluation.matches(rank, category)) is not None
-        ]
-        for position, matches in here:
-            to_find = (~matches.skipped).sum(axis=1).tolist()
-            objects += [(index, area, position, count) for area, count in enumerate(to_find) if count]
-        if here:
-            scores = np.concatenate([matches.scores for _, matches in here])
-            # The order in which they are counted: stable, so that equal scores keep that of the images.
-            sorting = np.argsort(-scores, kind="mergesort")
-            lengths = [len(matches.scores) for _, matches in here]
-            image.append(np.repeat([position for position, _ in here], lengths)[sorting])
-            matched.append(_bits([matches.matched for _, matches in here])[:, sorting])
-            ignored.append(_bits([matches.ignored for _, matches in here])[:, sorting])
-            total += len(scores)
-        ends.append(total)
-    empty = np.zeros((len(parameters.areaRng), 0), dtype=np.uint16)
-    return {
-        "image": np.concatenate([np.zeros(0, dtype=np.int32), *image]).astype(np.int32),
-        "ends": np.array(ends, dtype=np.int64),
-        "matched": np.concatenate([empty, *matched], axis=1),
-        "ignored": np.concatenate([empty, *ignored], axis=1),
-        "objects": np.array(objects, dtype=np.int32).reshape(-1, 4).T,
-        "recalls": np.asarray(parameters.recThrs, dtype=np.float64),
-        "thresholds": np.asarray(parameters.iouThrs, dtype=np.float64),
-    }
-
-
-def _bits(flags: Sequence[Array]) -> Array:
-    """Return bool (A, T, D) arrays, joined along D, as uint16 (A, D) with a bit for each threshold."""
-    joined = np.concatenate(flags, axis=2)
-    bits = 1 << np.arange(joined.shape[1], dtype=np.uint16)
-    packed: Array = np.einsum("t,atd->ad", bits, joined.astype(np.uint16))
-    return packed
 
 
 def resampled_precision(
@@ -103,7 +34,7 @@ def resampled_precision(
     """Return metrics of resampled images.
 
     Args:
-        tally: as :func:`tally_matches` returns it.
+        tally: as :func:`~zooport.export_core.evaluation.coco_counting.tally_matches` returns it.
         weights: (R, N) integers: how often each image is in each of R resamples.
         readings: metric -> what it is the mean of.
         labels: of the categories, for AP by category; none leaves those out.
@@ -207,7 +138,7 @@ def _average(hits: Array, counted: Array, to_find: Array, recalls: Array) -> Arr
         recalls: at which precision is averaged.
     """
     true = np.cumsum(hits, axis=1, dtype=np.int32)
-    precision = true / (counted + _EPSILON)
+    precision = true / (counted + EPSILON)
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     reached = np.searchsorted(recalls, true / to_find[:, None], side="right")
     steps = np.diff(reached, axis=1, prepend=0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import re
 import secrets
@@ -92,9 +93,11 @@ class ImageCache:
     def load(self, key: Key) -> Planes | None:
         """Return an image (channels, height, width), mapped read-only; None if it is missing or damaged."""
         try:
-            content = np.memmap(self._folder / key.sha256, dtype=np.uint8, mode="r")
+            with (self._folder / key.sha256).open("rb") as file:
+                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError):  # an empty file cannot be mapped
             return None
+        content = np.frombuffer(pages, dtype=np.uint8)
         if content.size < _HEADER.size:
             return None
         magic, checksum, height, width, *shape = _HEADER.unpack(content[: _HEADER.size].tobytes())

@@ -1,4 +1,4 @@
-"""Keypoint average precision by object keypoint similarity (OKS), counted by pycocotools."""
+"""Keypoint average precision by object keypoint similarity (OKS), as pycocotools counts it."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class KeypointAP:
         names = dict(zip(dataset.category_ids, unique_labels(dataset), strict=True))
         labels = [names[identifier] for identifier in categories] if len(categories) > 1 else []
         for index, label in enumerate(labels):
-            metrics[f"AP-{label}"] = mean_precision(precision[:, :, index, 0, -1])
+            metrics[f"AP-{label}"] = mean_precision(precision[:, :, index, 0])
         return defined(metrics), {**tally, "labels": np.array(labels, dtype=np.str_)}
 
 

@@ -8,15 +8,14 @@ image count; AP is also averaged over rare, common and frequent categories.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pycocotools import mask as mask_util
 
+from zooport.export_core.evaluation.coco_counting import precision_table, tally_matches
+from zooport.export_core.evaluation.coco_matching import Matches, Rules, by_category, match
 from zooport.export_core.evaluation.coco_metrics import (
     DETECTION_METRICS,
     BoxAP,
@@ -38,13 +37,13 @@ from zooport.export_core.evaluation.postprocess import Array
 from zooport.export_core.evaluation.tasks import ImageOutputs, unique_labels
 
 MAX_DETECTIONS = 300
-_IOUS = np.linspace(0.5, 0.95, 10)
-_RECALLS = np.linspace(0.0, 1.0, 101)
-# Object areas in pixels, both ends included: all, small, medium, large.
-_AREAS = np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]])
-_FULL_OVERLAP = 1 - 1e-10  # what an IoU threshold of 1 asks for
-
-BoolArray = npt.NDArray[np.bool_]
+# Object areas in pixels: all, small, medium, large.
+RULES = Rules(
+    thresholds=np.linspace(0.5, 0.95, 10),
+    recalls=np.linspace(0.0, 1.0, 101),
+    areas=np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]]),
+    most=MAX_DETECTIONS,
+)
 
 
 class LvisBoxAP:
@@ -140,49 +139,28 @@ def lvis_metrics(
         takes.
     """
     order = sorted(range(len(dataset.images)), key=lambda index: _order(dataset.images[index].id))
-    matches: defaultdict[int, list[_Matches]] = defaultdict(list)
+    matches: dict[int, list[tuple[int, Matches]]] = {category.id: [] for category in dataset.categories}
     for index in order:
-        for matched in _match_image(shape, index, dataset.images[index], truth[index], found[index]):
-            matches[matched.category].append(matched)
-    # Indexed by IoU threshold, recall, category, area; -1 where no ground truth defines an entry.
-    precision = np.stack([_precision(matches[category.id]) for category in dataset.categories], axis=2)
+        for category, matched in _match_image(shape, dataset.images[index], truth[index], found[index]):
+            matches[category].append((index, matched))
+    tally = tally_matches(list(matches.values()), RULES)
+    precision = precision_table(tally)
+    metrics = read_precision(precision, DETECTION_METRICS)
     whole = precision[:, :, :, 0]
-    metrics = read_precision(precision[..., None], DETECTION_METRICS)
     groups = np.array([category.frequency for category in dataset.categories])
     for frequency in FREQUENCIES:
         metrics[f"AP{frequency}"] = mean_precision(whole[:, :, groups == frequency])
     labels = unique_labels(dataset)
     for index, label in enumerate(labels):
         metrics[f"AP-{label}"] = mean_precision(whole[:, :, index])
-    by_category = [matches[category.id] for category in dataset.categories]
     names = {"labels": np.array(labels, dtype=np.str_), "groups": groups.astype(np.str_)}
-    return defined(metrics), {**_tally(by_category), **names}
+    return defined(metrics), {**tally, **names}
 
 
 def resampled_lvis(tally: Mapping[str, Array], weights: Array) -> dict[str, Array]:
     """Return the metrics of :func:`lvis_metrics` for resampled images, from what it returned."""
     groups = {f"AP{frequency}": tally["groups"] == frequency for frequency in FREQUENCIES}
     return resampled_precision(tally, weights, DETECTION_METRICS, tally["labels"].tolist(), groups)
-
-
-@dataclass(frozen=True)
-class _Matches:
-    """What became of one category's detections in one image.
-
-    Attributes:
-        image: index in the dataset.
-        scores: float64 (D,), descending.
-        hit: bool (A, T, D): by area range and IoU threshold, whether the detection matches an object.
-        ignored: bool (A, T, D): whether it counts for nothing.
-        objects: int (A,): objects that count.
-    """
-
-    image: int
-    category: int
-    scores: Array
-    hit: BoolArray
-    ignored: BoolArray
-    objects: Array
 
 
 def _order(identifier: int | str) -> tuple[bool, int | str]:
@@ -205,121 +183,16 @@ def _federated(rows: Results, image: DatasetImage, present: Container[int]) -> R
 
 
 def _match_image(
-    shape: str, index: int, image: DatasetImage, objects: Results, detections: Results
-) -> Iterator[_Matches]:
-    """Yield the matches of each category that counts in this image, ``index`` in the dataset."""
-    truth, found = defaultdict(list), defaultdict(list)
-    for row in objects:
-        truth[row["category_id"]].append(row)
-    for row in _federated(detections, image, truth.keys()):
-        found[row["category_id"]].append(row)
-    for category in {**truth, **found}:
-        partly = category in image.not_exhaustive
-        yield _match_category(shape, index, category, truth[category], found[category], partly)
-
-
-def _match_category(
-    shape: str, image: int, category: int, truth: Results, found: Results, not_exhaustive: bool
-) -> _Matches:
-    """Give each detection, the best first, the free object that it overlaps most.
-
-    Objects outside of an area range are ignored there: a detection takes one of them only where it finds no
-    other, and does not count then.
-    """
-    sizes = _areas_outside(truth)
-    hit = np.zeros((len(_AREAS), len(_IOUS), len(found)), dtype=np.bool_)
-    ignored = hit.copy()
-    if truth and found:
-        overlaps = _overlaps(shape, found, truth)
-        free = np.ones((len(_AREAS), len(_IOUS), len(truth)), dtype=np.bool_)
-        needed = np.minimum(_IOUS, _FULL_OVERLAP)[None, :, None]
-        outside = np.broadcast_to(sizes[:, None, :], free.shape)
-        for index, row in enumerate(overlaps):
-            if row.max() < _IOUS[0]:
-                continue
-            possible = free & (row >= needed)
-            regular = possible & ~outside
-            takes_regular = regular.any(axis=2, keepdims=True)
-            pool = np.where(takes_regular, regular, possible)
-            hit[:, :, index] = pool.any(axis=2)
-            # The last of equal overlaps, so from behind.
-            backwards = np.where(pool, row, -1.0)[:, :, ::-1].argmax(axis=2)
-            taken = len(truth) - 1 - backwards
-            areas, thresholds = np.nonzero(hit[:, :, index])
-            chosen = taken[areas, thresholds]
-            free[areas, thresholds, chosen] = False
-            ignored[areas, thresholds, index] = sizes[areas, chosen]
-    unmatched_is_ignored = _areas_outside(found) | not_exhaustive
-    ignored |= ~hit & unmatched_is_ignored[:, None, :]
-    scores = np.array([row["score"] for row in found], dtype=np.float64)
-    return _Matches(image, category, scores, hit, ignored, (~sizes).sum(axis=1))
-
-
-def _tally(by_category: Sequence[Sequence[_Matches]]) -> dict[str, Array]:
-    """Return the matches of each category as :func:`resampled_precision` takes them."""
-    bits = 1 << np.arange(len(_IOUS), dtype=np.uint16)
-    image = [np.zeros(0, dtype=np.int32)]
-    matched, ignored = ([np.zeros((len(_AREAS), 0), dtype=np.uint16)] for _ in range(2))
-    ends, objects = [], []
-    for index, matches in enumerate(by_category):
-        if matches:
-            order = np.argsort(-np.concatenate([each.scores for each in matches]), kind="stable")
-            lengths = [len(each.scores) for each in matches]
-            image.append(np.repeat([each.image for each in matches], lengths)[order].astype(np.int32))
-            for flags, name in ((matched, "hit"), (ignored, "ignored")):
-                whole = np.concatenate([getattr(each, name) for each in matches], axis=2)[:, :, order]
-                flags.append(np.einsum("t,atd->ad", bits, whole.astype(np.uint16)))
-        ends.append(sum(len(each) for each in image))
-        objects += [
-            (index, area, each.image, count)
-            for each in matches
-            for area, count in enumerate(each.objects.tolist())
-            if count
-        ]
-    return {
-        "image": np.concatenate(image),
-        "ends": np.array(ends, dtype=np.int64),
-        "matched": np.concatenate(matched, axis=1),
-        "ignored": np.concatenate(ignored, axis=1),
-        "objects": np.array(objects, dtype=np.int32).reshape(-1, 4).T,
-        "recalls": _RECALLS,
-        "thresholds": _IOUS,
-    }
-
-
-def _areas_outside(rows: Results) -> BoolArray:
-    """Return bool (A, N): whether a row's area is outside of each range."""
-    areas = np.array([row["area"] for row in rows], dtype=np.float64)
-    outside: BoolArray = (areas < _AREAS[:, :1]) | (areas > _AREAS[:, 1:])
-    return outside
-
-
-def _overlaps(shape: str, found: Results, truth: Results) -> Array:
-    """Return the IoU of each detection with each object, float64 (D, G)."""
-    overlaps: Array = mask_util.iou(
-        [row[shape] for row in found], [row[shape] for row in truth], [0] * len(truth)
-    )
-    return overlaps
-
-
-def _precision(matches: Sequence[_Matches]) -> Array:
-    """Return the interpolated precision of one category, float64 (T, R, A)."""
-    precision = np.full((len(_IOUS), len(_RECALLS), len(_AREAS)), -1.0)
-    if not matches:
-        return precision
-    order = np.argsort(-np.concatenate([each.scores for each in matches]), kind="stable")
-    hit = np.concatenate([each.hit for each in matches], axis=2)[:, :, order]
-    ignored = np.concatenate([each.ignored for each in matches], axis=2)[:, :, order]
-    objects = np.sum([each.objects for each in matches], axis=0)
-    right = np.cumsum(hit & ~ignored, axis=2).astype(np.float64)
-    wrong = np.cumsum(~hit & ~ignored, axis=2).astype(np.float64)
-    exact = right / (right + wrong + np.spacing(1))
-    # From each point on the best precision that is still reached.
-    best = np.maximum.accumulate(exact[:, :, ::-1], axis=2)[:, :, ::-1]
-    for area in np.flatnonzero(objects):
-        for threshold in range(len(_IOUS)):
-            first = np.searchsorted(right[area, threshold] / objects[area], _RECALLS, side="left")
-            reached = first < len(order)
-            precision[threshold, :, area] = 0.0
-            precision[threshold, reached, area] = best[area, threshold, first[reached]]
-    return precision
+    shape: str, image: DatasetImage, objects: Results, detections: Results
+) -> Iterator[tuple[int, Matches]]:
+    """Yield each category that counts in this image with its matches."""
+    present = {row["category_id"] for row in objects}
+    objects = [{**row, "iscrowd": 0} for row in objects]  # LVIS knows no crowds
+    for category, part in by_category(objects, _federated(detections, image, present)).items():
+        overlaps = mask_util.iou(
+            [row[shape] for row in part.found], [row[shape] for row in part.objects], [0] * len(part.objects)
+        )
+        matches = match(part, overlaps, RULES)
+        if category in image.not_exhaustive:
+            matches.ignored |= ~matches.matched
+        yield category, matches

@@ -167,7 +167,7 @@ def match_segments(
     """
     truth = {segment.id: segment for segment in true_segments}
     overlaps = _overlaps(true_ids, found_ids)
-    true_areas, found_areas = _areas(true_ids), _areas(found_ids)
+    true_areas, found_areas = (_areas(overlaps, side) for side in (0, 1))
     counts: defaultdict[int, Counts] = defaultdict(Counts)
     matched_true, matched_found = set(), set()
     for (true_id, found_id), overlap in overlaps.items():
@@ -196,9 +196,11 @@ def _overlaps(true_ids: LabelMap, found_ids: LabelMap) -> dict[tuple[int, int], 
     return {divmod(pair, base): area for pair, area in zip(pairs.tolist(), areas.tolist(), strict=True)}
 
 
-def _areas(ids: LabelMap) -> dict[int, int]:
-    values, areas = np.unique(ids, return_counts=True)
-    return dict(zip(values.tolist(), areas.tolist(), strict=True))
+def _areas(overlaps: Mapping[tuple[int, int], int], side: int) -> dict[int, int]:
+    areas: defaultdict[int, int] = defaultdict(int)
+    for pair, area in overlaps.items():
+        areas[pair[side]] += area
+    return dict(areas)
 
 
 def _averages(group: Sequence[Counts], suffix: str) -> dict[str, float]:

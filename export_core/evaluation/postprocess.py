@@ -141,9 +141,10 @@ def _sampling_weights(first: int, end: int, low: np.float32, high: np.float32, s
     position = ((normalised + np.float32(1)) * np.float32(size) - np.float32(1)) / np.float32(2)
     below = np.floor(position)
     fraction = position - below
-    weights = np.zeros((end - first, size), dtype=np.float32)
+    # Two cells more at either end take what lies outside of the mask, and are cut off.
+    cell = np.clip(below, -2, size).astype(np.int64) + 2
+    weights = np.zeros((end - first, size + 4), dtype=np.float32)
     pixels = np.arange(end - first)
-    for cell, weight in ((below, np.float32(1) - fraction), (below + 1, fraction)):
-        inside = (cell >= 0) & (cell < size)
-        weights[pixels[inside], cell[inside].astype(np.int64)] += weight[inside]
-    return weights
+    weights[pixels, cell] = np.float32(1) - fraction
+    weights[pixels, cell + 1] = fraction
+    return weights[:, 2 : size + 2]

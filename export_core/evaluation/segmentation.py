@@ -94,7 +94,7 @@ def merge_panoptic(
             continue
         segments.append(Segment(len(segments) + 1, True, int(classes[index]), int(index)))
         window[free] = segments[-1].id
-    for label in np.unique(labels):
+    for label in np.flatnonzero(np.bincount(labels.ravel())):
         free = (labels == label) & (panoptic == 0)
         if label == 0 or np.count_nonzero(free) < max(stuff_area, 1):
             continue

@@ -62,10 +62,8 @@ class SemanticIoU:
                 "dataset.invalid",
                 f"the label map of {result.image.file_name} holds label {wrong.max()}, the model has {count}",
             )
-        pairs, pixels = np.unique(result.labels[counted] * count + truth[counted], return_counts=True)
-        return [
-            [*divmod(pair, count), area] for pair, area in zip(pairs.tolist(), pixels.tolist(), strict=True)
-        ]
+        pixels = np.bincount(result.labels[counted] * count + truth[counted])
+        return [[*divmod(pair, count), int(pixels[pair])] for pair in np.flatnonzero(pixels).tolist()]
 
     def score(self, values: Sequence[Rows], dataset: Dataset, config: Any) -> dict[str, float]:
         """Return mIoU, fwIoU, mACC, pACC, and IoU-<label> and ACC-<label> of the labels that occur."""

@@ -29,7 +29,14 @@ PRELOAD = (
     "zooport.export_core.pipeline",
     "zooport.export_core.checkpoints",
     "zooport.export_core.evaluation.predict",
+    "zooport.export_core.evaluation.resampling",
     "zooport.export_core.modeling.build",
+    "zooport.export_core.formats.torchscript_trace",
+    "zooport.export_core.formats.torchscript_script",
+    "zooport.export_core.formats.onnx_export",  # and onnx; onnxruntime starts a thread, so never here
+    "zooport.export_core.formats.onnx_frame",
+    "numpy.ma",  # numpy.unique imports it when it is called
+    "psutil",
 )
 """What a job imports, in the order in which a server imports it; a module that is absent is passed over."""
 

@@ -37,7 +37,13 @@ def build_skeleton(config: Config) -> nn.Module:
         return _build(config)  # a module of an extension may compute with values when it is built
 
 
-def load_model(config: Config, weights: Weights, source: str, notes: list[str] | None = None) -> nn.Module:
+def load_model(
+    config: Config,
+    weights: Weights,
+    source: str,
+    notes: list[str] | None = None,
+    skeleton: nn.Module | None = None,
+) -> nn.Module:
     """Return the model with its weights, in evaluation mode, float32, gradients off.
 
     Args:
@@ -45,12 +51,13 @@ def load_model(config: Config, weights: Weights, source: str, notes: list[str] |
         weights: what :func:`zooport.export_core.checkpoints.read_weights` returned.
         source: the weights' name in messages.
         notes: gets one line for each thing that was translated or filled in.
+        skeleton: of :func:`build_skeleton`, which becomes the model; None builds one.
 
     Raises:
         Failure: ``unsupported.architecture``, ``config.invalid``, ``checkpoint.mismatch`` or
             ``checkpoint.nonfinite``.
     """
-    model = build_skeleton(config)
+    model = build_skeleton(config) if skeleton is None else skeleton
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     arrays = match_weights(expected, weights, source=source, notes=notes)
     if _keeps_values(model, expected):
