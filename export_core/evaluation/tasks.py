@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from zooport.export_core.evaluation.datasets import Dataset, DatasetImage
-from zooport.export_core.evaluation.postprocess import Array, PastedMask, paste_mask
+from zooport.export_core.evaluation.postprocess import Array, PastedMask, paste_each
 from zooport.export_core.evaluation.segmentation import LabelMap, semantic_labels
 from zooport.export_core.failures import Failure
 
@@ -65,8 +65,8 @@ class ImageOutputs:
         """The instances' masks pasted into the original image; computed once, whichever tasks ask."""
         if self.outputs["pred_masks"].dtype == np.bool_:
             return [PastedMask(mask, 0, 0) for mask in self.outputs["pred_masks"][:, 0]]
-        fields = zip(self.outputs["pred_masks"][:, 0], self.outputs["pred_boxes"], strict=True)
-        return [paste_mask(mask, box, self.image.height, self.image.width) for mask, box in fields]
+        size = self.image.height, self.image.width
+        return paste_each(self.outputs["pred_masks"], self.outputs["pred_boxes"], *size)
 
 
 @dataclass(frozen=True)
