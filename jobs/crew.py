@@ -78,12 +78,19 @@ class Crew:
         self._evaluations = Evaluations()
         self._hosts: dict[Any, HostHandle] = {}  # reference to an answer -> who will give it
         self._workers = 0
+        self._grows = False
         self._cancelled_at: float | None = None
         self._stillborn = 0
 
-    def run(self, workers: int) -> bool:
-        """Do everything; return whether the run was interrupted."""
+    def run(self, workers: int, *, grows: bool = False) -> bool:
+        """Do everything; return whether the run was interrupted.
+
+        Args:
+            workers: jobs at once.
+            grows: there may be more, one for each CPU, when nodes join.
+        """
         self._workers = workers
+        self._grows = grows
         try:
             if self._elsewhere:
                 self._display.say(f"another run measures {len(self._elsewhere)} of the baselines")
@@ -136,6 +143,8 @@ class Crew:
             self._display.say(said)
         if self._nodes.placement() == before:
             return
+        if self._grows:
+            self._workers = max(self._workers, self._nodes.cpus())
         self._courier.send_also(self._nodes.unseen)
         for reference, host in list(self._hosts.items()):
             if host.task is None:

@@ -106,6 +106,13 @@ class Nodes:
             return {}
         return {"label_selector": {_NODE_LABEL: f"in({','.join(self._fit)})"}}
 
+    def cpus(self) -> int:
+        """Return how many CPUs the nodes have that take jobs."""
+        import ray
+
+        alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        return sum(int(alive[name].get("CPU", 0)) for name in self._fit if name in alive)
+
     def newcomers(self) -> list[str]:
         """Ask nodes that have joined since, without waiting; return what there is to say of the answers.
 

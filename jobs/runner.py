@@ -35,7 +35,7 @@ class RunSettings:
 
     Attributes:
         address: of a Ray cluster; None starts one on this machine.
-        workers: jobs at once; None takes the number of CPUs.
+        workers: jobs at once; None takes the number of CPUs, also of nodes that join a cluster later.
         fail_fast: start nothing more after the first failure.
         pause: seconds before a second try, see :func:`zooport.jobs.retries.pause`.
         runtime_env: what Ray brings to the nodes of a cluster for this run, as Ray documents it.
@@ -102,7 +102,7 @@ def run_plan(
                         pause=settings.pause,
                         nodes=nodes,
                     )
-                    interrupted = crew.run(workers)
+                    interrupted = crew.run(workers, grows=settings.workers is None)
     finally:
         for job in book.dirty:
             discard(job.output, job.id)

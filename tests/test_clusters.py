@@ -267,15 +267,19 @@ def test_a_node_without_zooport_is_named(zoo: Zoo, place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_nodes_that_join_later_are_asked_before_they_get_jobs(zoo: Zoo, place: Path, private: Path) -> None:
+@pytest.mark.parametrize("workers", [6, None])  # of six, four find no place on two processors
+def test_nodes_that_join_later_are_asked_before_they_get_jobs(
+    zoo: Zoo, place: Path, private: Path, workers: int | None
+) -> None:
     """One lacks a package and gets none; the other does not see the inputs, which are sent to it."""
+    (place / "store/open").unlink(missing_ok=True)
     zoo.write(*(f"gate-{number}-0" for number in range(6)))
-    (place / "less").mkdir()
+    (place / "less").mkdir(exist_ok=True)
     (place / "less/sitecustomize.py").write_text(WITHOUT)
     path = f"{place / 'less'}{os.pathsep}{zoo.cluster.environment['PYTHONPATH']}"
     said = zoo.folder / "said"
     with said.open("w") as file:
-        driver = zoo.start("bucket://zoo/later", workers=6, said=file)  # four find no place on two processors
+        driver = zoo.start(f"bucket://zoo/later-{workers}", workers=workers, said=file)
     zoo.wait_for_workers(2)
     # One after the other: of two that start at once, Ray may take one for the other, and gives up.
     nodes = [zoo.cluster.add(2, {"PYTHONPATH": path}), zoo.cluster.add(2, hidden=[private])]
