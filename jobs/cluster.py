@@ -48,6 +48,7 @@ _QUICK_START = {
     "RAY_raylet_start_wait_time_s": "1",
 }
 _LOOK = 0.25  # seconds between two looks at servers that are starting
+_REST_AGE = 60.0  # seconds in which an owner is written, and Ray's servers have noticed that it is gone
 _REMOVALS = 3  # tries to remove a folder into which somebody may still write
 _own: list[psutil.Process] = []  # the servers of the Ray that this process has started
 
@@ -212,12 +213,28 @@ def _end_autoscaler() -> None:
 def _sweep() -> None:
     """Remove the folders of local Rays whose drivers were killed before they could do it themselves."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
-        try:
-            owner = Driver(*json.loads((folder / _OWNER).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            continue  # somebody else's
-        if owner.host == Driver.current().host and not owner.is_alive(None):
+        if _is_abandoned(folder):
             _remove(folder)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    try:
+        owner = Driver(*json.loads((folder / _OWNER).read_text(encoding="utf-8")))
+        return owner.host == Driver.current().host and not owner.is_alive(None)
+    except FileNotFoundError:
+        return _is_rest(folder)
+    except (OSError, ValueError, TypeError):
+        return False  # somebody else's
+
+
+def _is_rest(folder: Path) -> bool:
+    """Whether a folder without an owner is what a dying server of Ray wrote when it had been removed."""
+    with suppress(OSError):
+        about = folder.stat()
+        names = [path.name for path in folder.iterdir()]
+        is_old = time.time() - about.st_mtime > _REST_AGE
+        return is_old and about.st_uid == os.getuid() and all(name.startswith("session_") for name in names)
+    return False
 
 
 def _remove(folder: Path) -> None:

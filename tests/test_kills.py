@@ -178,6 +178,20 @@ def test_a_folder_that_cannot_be_removed_at_once_keeps_its_owner(
     assert not folder.exists()
 
 
+def test_what_is_left_without_an_owner_is_removed_once_it_is_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folders = {name: tmp_path / f"zp-{name}" for name in ("old", "young", "foreign")}
+    for folder in folders.values():
+        (folder / "session_2026/logs").mkdir(parents=True)
+    (folders["foreign"] / "data").mkdir()
+    for name in ("old", "foreign"):
+        os.utime(folders[name], (time.time() - 3600,) * 2)
+    cluster._sweep()
+    assert {name for name, folder in folders.items() if folder.exists()} == {"young", "foreign"}
+
+
 @pytest.mark.slow
 def test_a_local_ray_that_died_ends_the_run_and_the_next_goes_on(fleet: Fleet) -> None:
     fleet.write(6)
@@ -197,7 +211,7 @@ def test_a_local_ray_that_died_ends_the_run_and_the_next_goes_on(fleet: Fleet) -
 
 @pytest.mark.slow
 def test_whatever_is_killed_everything_is_done_once(
-    fleet: Fleet, record_property: Callable[[str, object], None]
+    fleet: Fleet, record_property: Callable[[str, object], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet.write(JOBS)
     while fleet.killed.total() < KILLS:
@@ -220,4 +234,8 @@ def test_whatever_is_killed_everything_is_done_once(
     # Ray's agents notice the death of their raylet, and give it half a minute to come back.
     _, alive = psutil.wait_procs(fleet.seen, timeout=90)
     assert alive == []
+    # What they wrote last is removed by the first run that comes a minute later.
+    monkeypatch.setattr(tempfile, "tempdir", str(fleet.scratch))
+    monkeypatch.setattr(cluster, "_REST_AGE", 0.0)
+    cluster._sweep()
     assert list(fleet.scratch.glob("zp-*")) == [], "folders of killed drivers' Rays are left"
