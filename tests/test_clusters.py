@@ -177,7 +177,7 @@ def cluster(place: Path, private: Path) -> Iterator[Cluster]:
 
 @pytest.fixture
 def zoo(private: Path, cluster: Cluster, request: pytest.FixtureRequest) -> Zoo:
-    return Zoo(private / request.node.name.removeprefix("test_")[:40], cluster)
+    return Zoo(private / request.node.name.removeprefix("test_")[-40:], cluster)
 
 
 def test_files_travel_and_artifacts_come_back_through_the_store(zoo: Zoo, place: Path) -> None:
