@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -311,7 +313,7 @@ def test_damaged_files_are_unloadable(name: str, tmp_path: Path) -> None:
 
 def test_a_process_that_dies_is_a_crash_with_its_signal() -> None:
     process = TensorFlowProcess()
-    process._process.kill()
+    os.kill(process.pid, signal.SIGKILL)
 
     with pytest.raises(Failure, match=r"TensorFlow: the process was killed by SIGKILL") as caught:
         process.load(Path("nowhere"))

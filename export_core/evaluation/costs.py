@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from zooport.export_core.isolation.child import current_job
+
 FAMILY = "cost"
 LATENCY_P50 = "cost/latency_p50_ms"
 LATENCY_P95 = "cost/latency_p95_ms"
@@ -107,14 +109,16 @@ def joined(parts: Iterable[Costs]) -> Costs:
 
 
 def peak_memory() -> int:
-    """Return the bytes of resident memory that this process and its children held at their highest.
+    """Return the bytes of resident memory that this process and those working for it held at their highest.
 
     A format whose runtime is a process of its own holds the model there. Shared pages are included.
     """
     import psutil
 
-    children = psutil.Process().children(recursive=True)
-    return _highest("self") + sum(_highest(str(child.pid)) for child in children)
+    job = current_job()
+    others = {child.pid for child in psutil.Process().children(recursive=True)}
+    others |= set() if job is None else job.helpers
+    return _highest("self") + sum(_highest(str(process)) for process in others)
 
 
 def _highest(process: str) -> int:

@@ -18,9 +18,9 @@ from zooport.export_core.diagnosis import diagnose_exit, disk_failure, out_of_me
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.isolation.child import Request
 from zooport.export_core.isolation.client import PRELOAD, ForkServer, default_server
-from zooport.export_core.isolation.process import Cancellation, Limits, Process
+from zooport.export_core.isolation.process import Cancellation, Forked, Limits, Process
 
-__all__ = ["PRELOAD", "Cancellation", "ForkServer", "Limits", "default_server", "run_isolated"]
+__all__ = ["PRELOAD", "Cancellation", "ForkServer", "Forked", "Limits", "default_server", "run_isolated"]
 
 
 def run_isolated(

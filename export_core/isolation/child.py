@@ -18,8 +18,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +35,7 @@ class Kind(Enum):
     """What a message from the process holds."""
 
     STAGE = "stage"
+    HELPER = "helper"
     VALUE = "value"
     FAILURE = "failure"
 
@@ -49,17 +50,53 @@ class Request:
     call: bytes
 
 
+@dataclass
+class Job:
+    """What this process was forked for.
+
+    Attributes:
+        log: the file that gets what it prints.
+        server: directory of the server that forked it.
+        helpers: processes that work for it and do not descend from it.
+    """
+
+    log: Path
+    server: Path
+    answer: _Answer
+    helpers: set[int] = field(default_factory=set)
+
+    def helped(self, process: int, *, begins: bool) -> None:
+        """Have a process counted with this one, or no longer."""
+        (self.helpers.add if begins else self.helpers.discard)(process)
+        self.answer.send(Kind.HELPER, sorted(self.helpers))
+
+
+_job: Job | None = None
+
+
+def current_job() -> Job | None:
+    """Return what this process was forked for, None in a process that is nobody's job."""
+    return _job
+
+
 def frame(message: bytes) -> bytes:
     """Return the message behind its length, as it travels."""
     return LENGTH.pack(len(message)) + message
 
 
-def serve_one(connection: socket.socket) -> NoReturn:
-    """Answer the one request of this connection and end the process."""
+def serve_one(connection: socket.socket, server: Path) -> NoReturn:
+    """Answer the one request of this connection and end the process.
+
+    Args:
+        connection: to who asks.
+        server: directory of the server that this process was forked from.
+    """
+    global _job  # noqa: PLW0603
     request: Request = pickle.loads(_receive(connection))  # noqa: S301 - from the process that started this one
     answer = _Answer(connection)
+    _job = Job(Path(request.log), server, answer)
     try:
-        _redirect(Path(request.log))
+        redirect(Path(request.log))
     except OSError as error:
         answer.send(Kind.FAILURE, disk_failure(error, place=Path(request.log)))
         os._exit(0)
@@ -131,7 +168,8 @@ def _read(connection: socket.socket, size: int) -> bytes:
     return parts.getvalue()
 
 
-def _redirect(log: Path) -> None:
+def redirect(log: Path) -> None:
+    """Let everything that this process prints go to the log, and read nothing."""
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     with log.open("ab", buffering=0) as file:
@@ -143,16 +181,19 @@ def _redirect(log: Path) -> None:
     sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
 
 
-def _settle(request: Request) -> None:
+def settle(import_path: Sequence[str], directory: str) -> None:
+    """Look where the caller looks, and be the one that ends if anything goes wrong."""
     faulthandler.enable(file=2, all_threads=True)
     # The caller sends it at the deadline: the log then tells where the process hung, even in native code.
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
-    sys.path[:] = request.import_path
-    os.chdir(request.directory)
-    with contextlib.suppress(
-        OSError
-    ):  # where memory runs out, the kernel should end the job and not who counts the jobs
+    sys.path[:] = import_path
+    os.chdir(directory)
+    with contextlib.suppress(OSError):  # who counts the jobs should not end where memory runs out
         Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _settle(request: Request) -> None:
+    settle(request.import_path, request.directory)
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)

@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from zooport.export_core.diagnosis import tail
 from zooport.export_core.failures import Failure
@@ -45,15 +46,9 @@ _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
 )
 # The second fork leaves the server without a parent that could take it along or would have to wait for it.
-_START = """
-import json, os, sys
-if os.fork():
-    os._exit(0)
-sys.path[:] = json.loads(sys.argv[1])
-from zooport.export_core.isolation.server import main
-main(sys.argv[2:])
-"""
+_START = "import os\nif os.fork():\n    os._exit(0)\n" + protocol.BEGIN
 _IMPORT_TIMEOUT = 180.0  # seconds for the server's imports on a slow or busy machine
+_START_TIMEOUT = 30.0  # seconds for a server to start another one
 _MAX_SOCKET_PATH = 100  # bytes; Linux takes 107
 
 
@@ -63,11 +58,26 @@ class ForkServer:
     Args:
         directory: a private directory that every client of the server names; None makes one of its own.
         preload: modules that the server imports before it serves.
+        handler: what a process does that it forks, "package.module:name" of a function that is given the
+            connection and the server's directory.
+        environment: variables of the server beside this process's own.
+        elder: the server that starts this one, which then lives as long as that does.
     """
 
-    def __init__(self, directory: Path | None = None, preload: tuple[str, ...] = PRELOAD) -> None:
+    def __init__(
+        self,
+        directory: Path | None = None,
+        preload: tuple[str, ...] = PRELOAD,
+        *,
+        handler: str = protocol.SERVE_ONE,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        elder: ForkServer | None = None,
+    ) -> None:
         self.directory = directory or Path(tempfile.mkdtemp(prefix="zooport-"))
         self._preload = preload
+        self._handler = handler
+        self._environment = environment
+        self._elder = elder
         self._client: socket.socket | None = None
         self._lock = threading.Lock()
 
@@ -163,7 +173,7 @@ class ForkServer:
                     return
 
     def _make_private_directory(self) -> None:
-        if len(os.fsencode(self.directory / protocol.SOCKET_NAME)) > _MAX_SOCKET_PATH:
+        if not has_room_for_a_socket(self.directory):
             raise Failure("worker.error", f"{self.directory}: this path is too long for a socket, set TMPDIR")
         self.directory.mkdir(mode=0o700, exist_ok=True)
         found = self.directory.lstat()
@@ -176,9 +186,13 @@ class ForkServer:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(path))
             listener.listen(512)
+            environment = {**os.environ, **_ONE_THREAD, **self._environment}
+            if self._elder is not None:
+                self._elder._start_younger(self, listener, environment)
+                return
             listener.set_inheritable(True)
             command = [sys.executable, "-c", _START, json.dumps(sys.path)]
-            command += [str(listener.fileno()), str(self.directory), *self._preload]
+            command += [str(listener.fileno()), str(self.directory), self._handler, "", *self._preload]
             with (self.directory / protocol.LOG_NAME).open("ab") as log:
                 subprocess.run(  # noqa: S603 - our own interpreter and file names
                     command,
@@ -187,9 +201,36 @@ class ForkServer:
                     stdout=log,
                     stderr=log,
                     pass_fds=[listener.fileno()],
-                    env=os.environ | _ONE_THREAD,
+                    env=environment,
                     start_new_session=True,
                 )
+
+    def _start_younger(
+        self, younger: ForkServer, listener: socket.socket, environment: Mapping[str, str]
+    ) -> None:
+        """Have this server start another one: what a job starts itself would end with the job.
+
+        Raises:
+            OSError: there is no server.
+        """
+        order = {
+            "import_path": sys.path,
+            "directory": str(younger.directory),
+            "handler": younger._handler,
+            "modules": younger._preload,
+            "environment": dict(environment),
+        }
+        with self._connect() as connection:
+            connection.settimeout(_START_TIMEOUT)
+            socket.send_fds(connection, [protocol.HELLO_YOUNGER], [listener.fileno()])
+            connection.sendall(json.dumps(order).encode() + b"\n")
+            if connection.recv(1) != protocol.READY:
+                raise ConnectionError("the server that should start another one has ended")
+
+
+def has_room_for_a_socket(directory: Path) -> bool:
+    """Whether a directory's path is short enough for a socket in it."""
+    return len(os.fsencode(directory / protocol.SOCKET_NAME)) <= _MAX_SOCKET_PATH
 
 
 _default: ForkServer | None = None

@@ -103,6 +103,7 @@ class Process:
         self._status = status
         self._on_stage = on_stage
         self._pid: int | None = None
+        self._helpers: list[int] = []  # processes that work for it and do not descend from it
         self._received = bytearray()
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
@@ -147,9 +148,14 @@ class Process:
             self.expired = True
         elif now >= self._end_of_stage(limits):
             self.late = limits.deadlines[str(self.stage)]
-        elif limits.memory and self._pid is not None and (held := memory.held(self._pid)) > limits.memory:
+        elif limits.memory and (held := self._memory()) > limits.memory:
             self.held = held
         return self.expired or self.late is not None or self.held is not None
+
+    def _memory(self) -> int:
+        """Return the bytes that it holds with all that works for it."""
+        processes = [] if self._pid is None else [self._pid, *self._helpers]
+        return sum(memory.held(process) for process in processes)
 
     def _end_of_stage(self, limits: Limits) -> float:
         return self._entered + limits.deadlines.get(str(self.stage), math.inf)
@@ -226,5 +232,42 @@ class Process:
                 self.stage, self._entered = stage, time.monotonic()
             if self._on_stage is not None:
                 self._on_stage(self.stage)
+        elif kind is Kind.HELPER:
+            self._helpers = pickle.loads(content)  # noqa: S301
         elif self.outcome is None:
             self.outcome = Outcome(kind, content)
+
+
+class Forked:
+    """A process of a server of another kind, whose connection its caller speaks over itself.
+
+    Args:
+        connection: to the process.
+        status: read end of its status pipe, as the server gave it.
+
+    Raises:
+        ConnectionError: the server gave no process.
+    """
+
+    def __init__(self, connection: socket.socket, status: int) -> None:
+        self.connection = connection
+        self._status: int | None = status
+        data = os.read(status, STATUS.size)
+        if not data:
+            self.kill()
+            connection.close()
+            raise ConnectionError("the server gave no process")
+        (self.pid,) = STATUS.unpack(data)
+
+    def status(self, timeout: float) -> int | None:
+        """Wait for its end; return what waitpid said, None if it has not ended or the server is gone."""
+        if self._status is None or not select.select([self._status], [], [], timeout)[0]:
+            return None
+        data = os.read(self._status, STATUS.size)
+        return int(STATUS.unpack(data)[0]) if data else None
+
+    def kill(self) -> None:
+        """Kill it and what it has started: the server does when nobody waits for the status."""
+        if self._status is not None:
+            os.close(self._status)
+            self._status = None

@@ -14,6 +14,7 @@ import ctypes
 import fcntl
 import gc
 import importlib
+import json
 import os
 import select
 import shutil
@@ -23,21 +24,33 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from zooport.export_core.isolation.child import serve_one
+from zooport.export_core.isolation.child import resolve
 from zooport.export_core.isolation.huge_pages import HugePages
 
 SOCKET_NAME = "socket"
 LOCK_NAME = "lock"
 LOG_NAME = "server.log"
 HELLO_CLIENT = b"C"  # this connection says that somebody wants the server to live
+HELLO_YOUNGER = b"Y"  # start another server; its listening socket comes with the byte, its arguments behind
 HELLO_JOB = b"J"  # this connection is a job; the write end of its status pipe comes with the byte
 READY = b"R"
 STATUS = struct.Struct("=q")  # written twice: the process id, then what waitpid said
+
+Handler = Callable[[socket.socket, Path], object]
+SERVE_ONE = "zooport.export_core.isolation.child:serve_one"
+
+# The program of a server: where to import from, then the arguments of main().
+BEGIN = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from zooport.export_core.isolation.server import main
+main(sys.argv[2:])
+"""
 
 _LINGER = 1.0  # seconds without a client before the server ends
 _HANDSHAKE = 10.0  # seconds a client may take for its first byte
@@ -55,11 +68,13 @@ def main(arguments: Sequence[str]) -> None:
     """Serve until the last client is gone.
 
     Args:
-        arguments: the listening socket's file descriptor, the private directory, then modules to import. A
-            module that cannot be imported is written to the log: the job that needs it will say so.
+        arguments: the listening socket's file descriptor, the private directory, what a forked process does
+            (as :data:`SERVE_ONE`), the descriptor of a socket to the server that started this one or "", then
+            modules to import. A module that cannot be imported is written to the log: the job that needs it
+            will say so.
     """
-    listener = socket.socket(fileno=int(arguments[0]))
-    for name in arguments[2:]:
+    listener, directory, handler, elder, *modules = arguments
+    for name in modules:
         try:
             importlib.import_module(name)
         except Exception:
@@ -67,15 +82,26 @@ def main(arguments: Sequence[str]) -> None:
     gc.collect()
     gc.freeze()  # objects of the imports are not touched by a child's collector, so their pages stay shared
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    _Server(listener, Path(arguments[1])).serve()
+    server = _Server(
+        socket.socket(fileno=int(listener)),
+        Path(directory),
+        resolve(handler),
+        socket.socket(fileno=int(elder)) if elder else None,
+    )
+    server.serve()
 
 
 class _Server:
     """Accepts connections, forks a child for each job, and reports how each child ended."""
 
-    def __init__(self, listener: socket.socket, directory: Path) -> None:
+    def __init__(
+        self, listener: socket.socket, directory: Path, handler: Handler, elder: socket.socket | None
+    ) -> None:
         self._listener = listener
         self._directory = directory
+        self._handler = handler
+        self._elder = elder  # as long as it lives, this server does
+        self._younger: dict[int, socket.socket] = {}  # process id -> what tells it that this one lives
         self._clients: dict[int, socket.socket] = {}
         self._jobs: dict[int, int] = {}  # process id -> status pipe
         self._idle_since = time.monotonic()
@@ -88,6 +114,8 @@ class _Server:
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)
+        if elder is not None:
+            self._poll.register(elder, select.POLLIN)
 
     def serve(self) -> None:
         """Run until nobody needs the server any more."""
@@ -103,6 +131,10 @@ class _Server:
         elif descriptor == self._wake.fileno():
             self._wake.recv(4096)
             self._reap()
+        elif self._elder is not None and descriptor == self._elder.fileno():
+            self._poll.unregister(descriptor)
+            self._elder.close()
+            self._elder = None
         elif descriptor in self._clients:
             self._poll.unregister(descriptor)
             self._clients.pop(descriptor).close()
@@ -121,6 +153,8 @@ class _Server:
             return
         if hello == HELLO_CLIENT:
             self._welcome(connection)
+        elif hello == HELLO_YOUNGER and descriptors:
+            self._start_younger(connection, descriptors[0])
         elif hello == HELLO_JOB and descriptors:
             self._fork(connection, descriptors[0])
         else:
@@ -134,6 +168,39 @@ class _Server:
             return
         self._clients[connection.fileno()] = connection
         self._poll.register(connection, select.POLLIN)
+
+    def _start_younger(self, connection: socket.socket, listener: int) -> None:
+        """Start a server with other imports for a job; it outlives the job, and ends with this one."""
+        ours, theirs = socket.socketpair()
+        try:
+            with connection, connection.makefile("rb") as file:
+                connection.settimeout(_HANDSHAKE)
+                order = json.loads(file.readline())
+                for descriptor in (listener, theirs.fileno()):
+                    os.set_inheritable(descriptor, True)
+                log = (
+                    1,
+                    str(Path(order["directory"], LOG_NAME)),
+                    os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+                    0o600,
+                )
+                younger = os.posix_spawn(
+                    sys.executable,
+                    [
+                        *(sys.executable, "-c", BEGIN, json.dumps(order["import_path"]), str(listener)),
+                        *(order["directory"], order["handler"], str(theirs.fileno()), *order["modules"]),
+                    ],
+                    order["environment"],
+                    file_actions=[(os.POSIX_SPAWN_OPEN, *log), (os.POSIX_SPAWN_DUP2, 1, 2)],
+                    setsid=True,
+                )
+                self._younger[younger] = ours
+                connection.sendall(READY)
+        except (OSError, ValueError, KeyError):  # whoever asked reads the end of the connection
+            traceback.print_exc()
+        finally:
+            theirs.close()
+            os.close(listener)
 
     def _fork(self, connection: socket.socket, status: int) -> None:
         server = os.getpid()
@@ -163,9 +230,11 @@ class _Server:
             os.close(status)
             for descriptor in self._jobs.values():
                 os.close(descriptor)
-            for each in (*self._clients.values(), self._listener, self._wake, self._wake_writer):
+            elder = () if self._elder is None else (self._elder,)
+            ours = (self._listener, self._wake, self._wake_writer)
+            for each in (*self._clients.values(), *self._younger.values(), *elder, *ours):
                 each.close()
-            serve_one(connection)
+            self._handler(connection, self._directory)
         except BaseException:  # nothing may return into the server's loop
             traceback.print_exc()
         finally:
@@ -186,6 +255,8 @@ class _Server:
         status = self._jobs.pop(child, None)
         if status is not None:
             kill_group(child)
+        if (younger := self._younger.pop(child, None)) is not None:
+            younger.close()
         _, how = os.waitpid(child, 0)
         if status is None:
             return
@@ -204,7 +275,7 @@ class _Server:
             present = {int(each) for each in children.read_text().split()}
         except OSError:
             return
-        for stray in present - self._jobs.keys():
+        for stray in present - self._jobs.keys() - self._younger.keys():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(stray, signal.SIGKILL)
 
@@ -216,7 +287,12 @@ class _Server:
                 return
 
     def _may_end(self) -> bool:
-        if self._clients or self._jobs or time.monotonic() - self._idle_since < _LINGER:
+        if (
+            self._elder is not None
+            or self._clients
+            or self._jobs
+            or time.monotonic() - self._idle_since < _LINGER
+        ):
             return False
         # Who starts or joins a server holds this lock, so nobody connects between the decision and the end.
         with (self._directory / LOCK_NAME).open("wb") as lock:

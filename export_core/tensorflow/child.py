@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy.typing as npt
 
 from zooport.export_core.diagnosis import diagnose
 from zooport.export_core.failures import Failure, Stage
+from zooport.export_core.isolation.child import redirect, settle
 from zooport.export_core.tensorflow.settings import import_tensorflow
 
 Array = npt.NDArray[Any]
@@ -126,3 +129,14 @@ def main(descriptor: int, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's affair
     sys.stdout = sys.stderr
     serve(Connection(descriptor), threads)
+
+
+def serve_forked(connection: socket.socket, _server: Path) -> NoReturn:
+    """Serve a job, as a fork of a server that has imported TensorFlow; its log gets what is printed."""
+    talk = Connection(connection.detach())
+    log, import_path, directory, threads = talk.recv()
+    redirect(Path(log))
+    settle(import_path, directory)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(talk, threads)
+    os._exit(0)

@@ -6,13 +6,7 @@ but what a consumer has.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import socket
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,17 +16,9 @@ import numpy.typing as npt
 from zooport.export_core.diagnosis import diagnose_exit, out_of_memory_kills
 from zooport.export_core.failures import Failure
 from zooport.export_core.tensorflow.installation import check_installed
-from zooport.export_core.tensorflow.settings import environment
+from zooport.export_core.tensorflow.launch import start
 
 Array = npt.NDArray[Any]
-
-_START = """
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])
-from zooport.export_core.tensorflow.child import main
-main(int(sys.argv[2]), int(sys.argv[3]))
-"""
-_END_TIMEOUT = 10.0  # seconds for a process that was told to end
 
 
 class TensorFlowProcess:
@@ -49,7 +35,7 @@ class TensorFlowProcess:
     def __init__(self, threads: int = 1) -> None:
         check_installed()
         self._kills = out_of_memory_kills()
-        self._connection, self._process = _start(threads)
+        self._connection, self._process = start(threads)
         self._answer()
 
     @property
@@ -108,10 +94,7 @@ class TensorFlowProcess:
     def close(self) -> None:
         """End the process; closing twice does no harm."""
         self._connection.close()
-        if self._process.poll() is None:
-            self._process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_TIMEOUT)
+        self._process.end()
 
     def _call(self, name: str, *arguments: Any) -> Any:
         try:
@@ -131,10 +114,7 @@ class TensorFlowProcess:
 
     def _dead(self) -> Failure:
         """Return why the process ended."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_TIMEOUT)
-        code = self._process.returncode or 0
-        status = -code if code < 0 else code << 8  # as waitpid would say
+        status = self._process.status() or 0
         starved = out_of_memory_kills() > self._kills
         failure = diagnose_exit(status, None, Path("the log"), starved=starved)
         self.close()
@@ -148,15 +128,3 @@ class TensorFlowProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _start(threads: int) -> tuple[Connection, subprocess.Popen[bytes]]:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter
-            [sys.executable, "-c", _START, json.dumps(sys.path), str(theirs.fileno()), str(threads)],
-            stdin=subprocess.DEVNULL,
-            env=environment(threads),
-            pass_fds=(theirs.fileno(),),
-        )
-    return Connection(ours.detach()), process

@@ -1,0 +1,95 @@
+"""Jobs share one import of TensorFlow: its processes are forks of a server, and end with their jobs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from zooport.export_core.failures import Failure
+from zooport.export_core.isolation import ForkServer, run_isolated
+from zooport.tests import tensorflow_jobs as jobs
+
+pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.alone
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    """A server that has imported nothing of what jobs need."""
+    server = ForkServer(preload=("numpy",))
+    yield server
+    server.close()
+
+
+def is_gone(pid: int, within: float = 10.0) -> bool:
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_jobs_get_forks_of_one_server_that_knows_no_torch(server: ForkServer, tmp_path: Path) -> None:
+    first, second = (
+        run_isolated(jobs.family, timeout=120, log=tmp_path / f"log-{number}", server=server)
+        for number in range(2)
+    )
+    assert first["server"] == second["server"] != first["job's server"] == second["job's server"]
+    assert not first["has torch"]
+    assert second["seconds"] < first["seconds"] / 2  # the import was there already
+    assert is_gone(first["pid"])
+    assert is_gone(second["pid"])
+
+
+def test_its_memory_is_counted_with_the_jobs(server: ForkServer, tmp_path: Path) -> None:
+    held = run_isolated(jobs.family, timeout=120, log=tmp_path / "log", server=server)
+    assert held["more at peak"] >= held["held"] > 50 << 20
+    file = tmp_path / "pid"
+    with pytest.raises(Failure, match="its limit is 60 MiB") as caught:
+        run_isolated(jobs.hang, str(file), timeout=120, log=tmp_path / "log", server=server, memory=60 << 20)
+    assert caught.value.code == "resource.memory"
+    assert is_gone(int(file.read_text()))
+
+
+def test_it_ends_with_a_job_that_is_killed(server: ForkServer, tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    with pytest.raises(Failure) as caught:
+        run_isolated(
+            jobs.hang, str(file), timeout=120, deadlines={"export": 0.5}, log=tmp_path / "log", server=server
+        )
+    assert caught.value.code == "resource.timeout"
+    assert is_gone(int(file.read_text()))
+
+
+def test_its_death_is_told_with_the_signal(server: ForkServer, tmp_path: Path) -> None:
+    said = run_isolated(jobs.crash, timeout=120, log=tmp_path / "log", server=server)
+    assert said.startswith("worker.crashed: TensorFlow: the process was killed by SIGKILL")
+
+
+def test_its_server_ends_with_that_of_the_jobs(tmp_path: Path) -> None:
+    server = ForkServer(preload=())
+    family = run_isolated(jobs.family, timeout=120, log=tmp_path / "log", server=server)
+    directory = server.directory
+    assert psutil.pid_exists(family["server"])
+    server.close()
+    assert is_gone(family["job's server"])
+    assert is_gone(family["server"])
+    assert not directory.exists()
+
+
+def test_where_no_socket_has_room_a_process_is_started_as_without_a_server(tmp_path: Path) -> None:
+    room = 99 - len("/socket") - len(str(tmp_path)) - 1  # enough for the jobs' own, not for one below
+    if room < 1:
+        pytest.skip(f"{tmp_path} is too long")
+    server = ForkServer(tmp_path / ("d" * room), preload=())
+    try:
+        family = run_isolated(jobs.family, timeout=120, log=tmp_path / "log", server=server)
+    finally:
+        server.close()
+    assert family["server"] not in (0, 1, family["job's server"])
+    assert is_gone(family["pid"])
