@@ -27,6 +27,7 @@ from zooport.export_core.config import load_config
 from zooport.export_core.demo import ZOO
 from zooport.export_core.failures import Failure
 from zooport.export_core.isolation import run_isolated
+from zooport.export_core.isolation.child import current_job
 from zooport.export_core.modeling.roi_heads.box_predictor import DetectionSelector
 
 HERE = "zooport.benchmarks.latency"  # as disposable processes import it
@@ -109,10 +110,12 @@ def measure(
 
 
 def _processor_time() -> float:
-    """Return the seconds that this process and those it has started have computed; TensorFlow has its own."""
+    """Return the seconds that this process and those working for it have computed; TensorFlow has its own."""
     own = time.process_time()
-    for child in psutil.Process().children(recursive=True):
-        for thread in Path(f"/proc/{child.pid}/task").iterdir():
+    job = current_job()
+    others = {child.pid for child in psutil.Process().children(recursive=True)}
+    for process in others | (set() if job is None else job.helpers):
+        for thread in Path(f"/proc/{process}/task").iterdir():
             own += int((thread / "schedstat").read_text().split()[0]) / 1e9
     return own
 

@@ -168,7 +168,12 @@ class Watch:
 def fork_servers() -> list[psutil.Process]:
     """Return the servers of this run; what they have forked looks like them, and is counted with them."""
     alike = {each.pid: each for each in psutil.process_iter(["cmdline", "ppid"]) if is_fork_server(each)}
-    return [each for each in alike.values() if each.info["ppid"] not in alike]
+    parents = {pid: alike.get(each.info["ppid"]) for pid, each in alike.items()}
+    return [
+        each
+        for pid, each in alike.items()
+        if (parent := parents[pid]) is None or parent.info["cmdline"] != each.info["cmdline"]
+    ]
 
 
 def is_fork_server(process: psutil.Process) -> bool:

@@ -23,6 +23,7 @@ from zooport.export_core import demo, formats, zoo
 from zooport.export_core.config import load_config
 from zooport.export_core.isolation import memory as memory_of_processes
 from zooport.export_core.isolation import run_isolated
+from zooport.export_core.isolation.child import current_job
 from zooport.export_core.sources import CheckpointSource
 from zooport.jobs import memory
 
@@ -117,8 +118,10 @@ def _watched() -> Iterator[Mapping[str, int]]:
     found, done = {"most": 0}, threading.Event()
 
     def look() -> None:
+        job = current_job()
         while not done.wait(0.02):
-            found["most"] = max(found["most"], memory_of_processes.held(os.getpid()))
+            processes = [os.getpid(), *(() if job is None else tuple(job.helpers))]
+            found["most"] = max(found["most"], sum(map(memory_of_processes.held, processes)))
 
     thread = threading.Thread(target=look)
     thread.start()
