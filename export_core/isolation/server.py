@@ -172,6 +172,7 @@ class _Server:
     def _start_younger(self, connection: socket.socket, listener: int) -> None:
         """Start a server with other imports for a job; it outlives the job, and ends with this one."""
         ours, theirs = socket.socketpair()
+        younger: int | None = None
         try:
             with connection, connection.makefile("rb") as file:
                 connection.settimeout(_HANDSHAKE)
@@ -196,8 +197,10 @@ class _Server:
                 )
                 self._younger[younger] = ours
                 connection.sendall(READY)
-        except (OSError, ValueError, KeyError):  # whoever asked reads the end of the connection
+        except Exception:  # whoever asked reads the end of the connection
             traceback.print_exc()
+            if younger is None:
+                ours.close()
         finally:
             theirs.close()
             os.close(listener)
