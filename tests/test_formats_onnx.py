@@ -196,12 +196,13 @@ def test_a_dynamic_batch_takes_any_number_of_images(tmp_path: Path) -> None:
 def test_half_precision_halves_the_file_and_keeps_detections(name: str, demo: Any, tmp_path: Path) -> None:
     model, image = demo(name)
     fields = sorted(run(model, {"image": image}))
-    for options in ({}, {"fp16": True}):
+    for options in ({}, {"fp16": True}, {"fp16": True, "batch": 2}):
         directory = tmp_path / str(len(options))
         directory.mkdir()
         exporter().export(model, {"image": image}, fields, directory, options)
 
     check(model, tmp_path / "1", {"image": image}, {"fp16": True})
+    check(model, tmp_path / "2", {"image": image}, {"fp16": True, "batch": 2})
     whole, half = ((tmp_path / name / "model.onnx").stat().st_size for name in ("0", "1"))
     assert half < 0.6 * whole
     with pytest.raises(Failure, match="differs"):
