@@ -4,7 +4,7 @@ The ideal is what is spent inside forward passes and inside the converters thems
 over the cores; the run is taken after its start-up, from the first job to the last verdict. Both are walls of
 one run, so that a busy machine stretches both. Beside it stands what a loop of detectron2's own export with
 evaluation takes: one process for each model and format, and one for each eager baseline.
-``python benchmarks/fleet.py [--formats NAME ...] [--repeats N]``
+``python benchmarks/fleet.py [--formats NAME ...] [--repeats N] [--result FILE]``
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--formats", nargs="+", default=formats.names())
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--result", type=Path, default=RESULT, help="where it is written")
     arguments = parser.parse_args()
     runs = []
     for _ in range(arguments.repeats):
@@ -55,7 +56,7 @@ def main() -> None:
     print(f"{best['times_faster_than_detectron2']:.1f} times faster than detectron2's loop", end=" ")
     print(f"(wanted: {WANTED_SPEEDUP:.0f})")
     report = {"formats": arguments.formats, "best": best, "runs": runs, "within": within}
-    RESULT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    arguments.result.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def measure(folder: Path, names: Sequence[str]) -> dict[str, Any]:
