@@ -211,7 +211,7 @@ def _request_again(
     from zooport.jobs import submission
     from zooport.jobs.runner import RunSettings
 
-    _refusedashboard_of(address)
+    _refuse_dashboard(address)
     deadlines = deadlines_of(timeout)
     return submission.Request(
         registry,
@@ -226,7 +226,7 @@ def _request_again(
     )
 
 
-def _refusedashboard_of(address: str | None) -> None:
+def _refuse_dashboard(address: str | None) -> None:
     if address is not None and address.startswith(("http://", "https://")):
         raise typer.BadParameter(
             f"{address} takes zooport submit alone: submit the manifest again, what is done is not repeated"
