@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -19,15 +20,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from zooport.benchmarks.coverage import description_of, networks_to_run
 from zooport.export_core import formats, zoo
 from zooport.export_core.config import load_config
 from zooport.export_core.demo import ZOO
 from zooport.export_core.failures import Failure
 from zooport.export_core.isolation import run_isolated
-from zooport.export_core.isolation.child import current_job
+from zooport.export_core.isolation.child import helpers
+from zooport.export_core.isolation.memory import family
 from zooport.export_core.modeling.roi_heads.box_predictor import DetectionSelector
 
 HERE = "zooport.benchmarks.latency"  # as disposable processes import it
@@ -117,9 +117,7 @@ def measure(
 def _processor_time() -> float:
     """Return the seconds that this process and those working for it have computed; TensorFlow has its own."""
     own = time.process_time()
-    job = current_job()
-    others = {child.pid for child in psutil.Process().children(recursive=True)}
-    for process in others | (set() if job is None else job.helpers):
+    for process in {*family(os.getpid()), *helpers()} - {os.getpid()}:
         for thread in Path(f"/proc/{process}/task").iterdir():
             own += int((thread / "schedstat").read_text().split()[0]) / 1e9
     return own

@@ -168,11 +168,10 @@ class Watch:
 def fork_servers() -> list[psutil.Process]:
     """Return the servers of this run; what they have forked looks like them, and is counted with them."""
     alike = {each.pid: each for each in psutil.process_iter(["cmdline", "ppid"]) if is_fork_server(each)}
-    parents = {pid: alike.get(each.info["ppid"]) for pid, each in alike.items()}
     return [
         each
-        for pid, each in alike.items()
-        if (parent := parents[pid]) is None or parent.info["cmdline"] != each.info["cmdline"]
+        for each in alike.values()
+        if (parent := alike.get(each.info["ppid"])) is None or parent.info["cmdline"] != each.info["cmdline"]
     ]
 
 

@@ -23,7 +23,7 @@ from zooport.export_core import demo, formats, zoo
 from zooport.export_core.config import load_config
 from zooport.export_core.isolation import memory as memory_of_processes
 from zooport.export_core.isolation import run_isolated
-from zooport.export_core.isolation.child import current_job
+from zooport.export_core.isolation.child import helpers
 from zooport.export_core.sources import CheckpointSource
 from zooport.jobs import memory
 
@@ -118,10 +118,8 @@ def _watched() -> Iterator[Mapping[str, int]]:
     found, done = {"most": 0}, threading.Event()
 
     def look() -> None:
-        job = current_job()
         while not done.wait(0.02):
-            processes = [os.getpid(), *(() if job is None else tuple(job.helpers))]
-            found["most"] = max(found["most"], sum(map(memory_of_processes.held, processes)))
+            found["most"] = max(found["most"], memory_of_processes.held(os.getpid(), *helpers()))
 
     thread = threading.Thread(target=look)
     thread.start()

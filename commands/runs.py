@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -86,7 +87,6 @@ def submit(
     registry and the output are named as the head node finds them, and Ctrl-C stops following, not the job.
     """
     from zooport.jobs import ray_jobs, submission
-    from zooport.jobs.runner import RunSettings
     from zooport.jobs.runtime_env import read_runtime_env
 
     environment = {} if runtime_env is None else read_runtime_env(runtime_env)
@@ -98,18 +98,18 @@ def submit(
         return ray_jobs.submit(order, result)
     if not wait:
         raise typer.BadParameter("--no-wait is for jobs: --address http://head:8265")
-    settings = RunSettings(address, workers, fail_fast, runtime_env=environment)
-    deadlines = deadlines_of(timeout)
-    request = submission.Request(
+    request = _request(
         registry,
-        settings,
-        deadlines.total,
+        address,
+        workers,
+        timeout,
+        retries,
         dry_run,
+        fail_fast,
+        imports,
+        runtime,
         result,
-        imports=tuple(imports or ()),
-        deadlines=deadlines.stages,
-        retries=retries,
-        runtime=runtime,
+        environment,
     )
     return submission.submit(manifest, request, output)
 
@@ -161,7 +161,8 @@ def rerun(
 
     if not failed:
         raise typer.BadParameter("say what to run again: --failed")
-    request = _request_again(
+    _refuse_dashboard(address)
+    request = _request(
         registry, address, workers, timeout, retries, dry_run, fail_fast, imports, runtime, result
     )
     return submission.rerun(request, run, code, include_unsupported=include_unsupported)
@@ -189,13 +190,14 @@ def resume(
     """
     from zooport.jobs import submission
 
-    request = _request_again(
+    _refuse_dashboard(address)
+    request = _request(
         registry, address, workers, timeout, retries, dry_run, fail_fast, imports, runtime, result
     )
     return submission.resume(request, run)
 
 
-def _request_again(
+def _request(
     registry: str | None,
     address: str | None,
     workers: int | None,
@@ -206,16 +208,16 @@ def _request_again(
     imports: list[str] | None,
     runtime: str | None,
     result: OutputFormat,
+    runtime_env: Mapping[str, Any] = MappingProxyType({}),
 ) -> submission.Request:
-    """Return what rerun and resume ask for alike."""
+    """Return what submit, rerun and resume ask for alike."""
     from zooport.jobs import submission
     from zooport.jobs.runner import RunSettings
 
-    _refuse_dashboard(address)
     deadlines = deadlines_of(timeout)
     return submission.Request(
         registry,
-        RunSettings(address, workers, fail_fast),
+        RunSettings(address, workers, fail_fast, runtime_env=runtime_env),
         deadlines.total,
         dry_run,
         result,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ def precision_table(tally: Mapping[str, Array]) -> Array:
     np.add.at(to_find, (tally["objects"][0], tally["objects"][1]), tally["objects"][3])
     table = np.full((len(thresholds), len(recalls), len(ends), areas), -1.0)
     shifts = np.arange(len(thresholds), dtype=np.uint16)[:, None]
-    for category, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+    for category, (start, end) in enumerate(spans(ends)):
         for area in np.flatnonzero(to_find[category]).tolist():
             matched, ignored = (
                 (tally[name][area, start:end] >> shifts) & 1 != 0 for name in ("matched", "ignored")
@@ -90,6 +90,14 @@ def precision_table(tally: Mapping[str, Array]) -> Array:
                 table[threshold, found, category, area] = best[threshold, position[found]]
                 table[threshold, ~found, category, area] = 0.0
     return table
+
+
+def spans(ends: Array) -> Iterator[tuple[int, int]]:
+    """Yield where each category's detections begin and end."""
+    start = 0
+    for end in ends.tolist():
+        yield start, end
+        start = end
 
 
 def _bits(flags: Sequence[Array]) -> Array:

@@ -7,13 +7,13 @@ times. Detections stand in the order of their scores, so recall and precision ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zooport.export_core.evaluation.coco_counting import EPSILON
+from zooport.export_core.evaluation.coco_counting import EPSILON, spans
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -47,7 +47,7 @@ def resampled_precision(
     categories = len(tally["ends"])
     table = np.full((categories, len(areas), len(tally["thresholds"]), len(weights)), np.nan)
     objects = _objects(tally, areas)
-    for category, (start, end) in enumerate(_spans(tally["ends"])):
+    for category, (start, end) in enumerate(spans(tally["ends"])):
         rows = max(1, _LARGEST // max(1, end - start))
         for first in range(0, len(weights), rows):
             some = weights[first : first + rows]
@@ -85,13 +85,6 @@ def _objects(tally: Arrays, areas: Sequence[int]) -> dict[tuple[int, int], tuple
             rows = (category == key[0]) & (area == key[1])
             found[key] = image[rows], count[rows]
     return found
-
-
-def _spans(ends: Array) -> Iterator[tuple[int, int]]:
-    start = 0
-    for end in ends.tolist():
-        yield start, end
-        start = end
 
 
 def _by_threshold(

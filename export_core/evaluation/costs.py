@@ -7,6 +7,7 @@ as of the model. Eager and exported model are measured in the same way, by the s
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -16,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zooport.export_core.isolation.child import current_job
+from zooport.export_core.isolation.child import helpers
+from zooport.export_core.isolation.memory import family
 
 FAMILY = "cost"
 LATENCY_P50 = "cost/latency_p50_ms"
@@ -113,21 +115,16 @@ def peak_memory() -> int:
 
     A format whose runtime is a process of its own holds the model there. Shared pages are included.
     """
-    import psutil
-
-    job = current_job()
-    others = {child.pid for child in psutil.Process().children(recursive=True)}
-    others |= set() if job is None else job.helpers
-    return _highest("self") + sum(_highest(str(process)) for process in others)
+    return sum(_highest(process) for process in {*family(os.getpid()), *helpers()})
 
 
-def _highest(process: str) -> int:
+def _highest(process: int) -> int:
     """Return the most bytes that a process held; 0 of another one that is gone or cannot be read."""
     with suppress(OSError, ValueError):
-        for line in Path("/proc", process, "status").read_text(encoding="utf-8").splitlines():
+        for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    if process != "self":
+    if process != os.getpid():
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

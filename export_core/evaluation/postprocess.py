@@ -35,9 +35,13 @@ class PastedMask(NamedTuple):
     def full(self, height: int, width: int) -> BoolMask:
         """Return the mask of the whole image, bool (height, width), column-major as run lengths want it."""
         whole = np.zeros((height, width), dtype=np.bool_, order="F")
+        self.draw(whole)
+        return whole
+
+    def draw(self, whole: BoolMask) -> None:
+        """Set its part of the mask of the whole image, (height, width)."""
         rows, columns = self.crop.shape
         whole[self.top : self.top + rows, self.left : self.left + columns] = self.crop
-        return whole
 
 
 def to_image_frame(
@@ -125,8 +129,7 @@ def paste_masks(
     """Paste masks (N, 1, M, M) or (N, M, M) into boxes (N, 4): bool (N, height, width)."""
     pasted = np.zeros((len(boxes), height, width), dtype=np.bool_)
     for whole, mask in zip(pasted, paste_each(masks, boxes, height, width, threshold), strict=True):
-        rows, columns = mask.crop.shape
-        whole[mask.top : mask.top + rows, mask.left : mask.left + columns] = mask.crop
+        mask.draw(whole)
     return pasted
 
 

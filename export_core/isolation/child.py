@@ -79,6 +79,11 @@ def current_job() -> Job | None:
     return _job
 
 
+def helpers() -> frozenset[int]:
+    """Return the processes that work for this one's job and do not descend from it."""
+    return frozenset() if _job is None else frozenset(_job.helpers)
+
+
 def frame(message: bytes) -> bytes:
     """Return the message behind its length, as it travels."""
     return LENGTH.pack(len(message)) + message

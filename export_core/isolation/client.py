@@ -37,7 +37,6 @@ PRELOAD = (
     "zooport.export_core.formats.onnx_export",  # and onnx; onnxruntime starts a thread, so never here
     "zooport.export_core.formats.onnx_frame",
     "numpy.ma",  # numpy.unique imports it when it is called
-    "psutil",
 )
 """What a job imports, in the order in which a server imports it; a module that is absent is passed over."""
 

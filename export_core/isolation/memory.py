@@ -15,11 +15,11 @@ from pathlib import Path
 _COUNTED = ("RssAnon:", "RssShmem:", "VmSwap:")
 
 
-def held(leader: int) -> int:
-    """Return the bytes held by a process and all that descend from it; 0 for one that is gone."""
+def held(*leaders: int) -> int:
+    """Return the bytes held by processes and all that descend from them; 0 for one that is gone."""
     if not Path("/proc/self/status").exists():
-        return _resident(leader)
-    return sum(_held_by(process) for process in _family(leader))
+        return sum(map(_resident, leaders))
+    return sum(_held_by(process) for leader in leaders for process in family(leader))
 
 
 def _held_by(process: int) -> int:
@@ -31,7 +31,8 @@ def _held_by(process: int) -> int:
     return total
 
 
-def _family(leader: int) -> Iterator[int]:
+def family(leader: int) -> Iterator[int]:
+    """Yield a process and all that descend from it; the process alone where the kernel does not tell."""
     yield leader
     tasks = Path(f"/proc/{leader}/task")
     try:
@@ -41,7 +42,7 @@ def _family(leader: int) -> Iterator[int]:
     for thread in threads:
         with suppress(OSError):  # the thread has ended, or the kernel does not tell
             for child in (thread / "children").read_text(encoding="utf-8").split():
-                yield from _family(int(child))
+                yield from family(int(child))
 
 
 def _resident(leader: int) -> int:

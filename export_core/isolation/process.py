@@ -148,14 +148,10 @@ class Process:
             self.expired = True
         elif now >= self._end_of_stage(limits):
             self.late = limits.deadlines[str(self.stage)]
-        elif limits.memory and (held := self._memory()) > limits.memory:
-            self.held = held
+        elif limits.memory and self._pid is not None:
+            held = memory.held(self._pid, *self._helpers)
+            self.held = held if held > limits.memory else None
         return self.expired or self.late is not None or self.held is not None
-
-    def _memory(self) -> int:
-        """Return the bytes that it holds with all that works for it."""
-        processes = [] if self._pid is None else [self._pid, *self._helpers]
-        return sum(memory.held(process) for process in processes)
 
     def _end_of_stage(self, limits: Limits) -> float:
         return self._entered + limits.deadlines.get(str(self.stage), math.inf)

@@ -134,9 +134,9 @@ def main(descriptor: int, threads: int) -> None:
 def serve_forked(connection: socket.socket, _server: Path) -> NoReturn:
     """Serve a job, as a fork of a server that has imported TensorFlow; its log gets what is printed."""
     talk = Connection(connection.detach())
-    log, import_path, directory, threads = talk.recv()
+    log, import_path, directory = talk.recv()
     redirect(Path(log))
     settle(import_path, directory)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    serve(talk, threads)
+    serve(talk, threads=1)
     os._exit(0)

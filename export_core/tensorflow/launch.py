@@ -80,7 +80,7 @@ def _fork(job: Job) -> tuple[Connection, Handle]:
     finally:
         server.close()
     connection = Connection(process.connection.detach())
-    connection.send((str(job.log), sys.path, str(Path.cwd()), 1))
+    connection.send((str(job.log), sys.path, str(Path.cwd())))
     return connection, _Helper(job, process)
 
 
