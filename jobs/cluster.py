@@ -35,6 +35,7 @@ _PORTS = {"http": 80, "https": 443, "ray": 10001}
 _LEAVE_OUT = "check the address with ray status, or leave --address out to use this machine alone"
 # Ray's own words where versions differ: those of the cluster, then those of this process.
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)\s.*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL)
+_GO_ON = "zooport resume latest goes on where it stopped"
 _UNAUTHORISED = "InvalidAuthToken"
 _FOLDER = "zp-"  # short: sockets have their paths below it
 _OWNER = "driver.json"
@@ -42,10 +43,13 @@ _SERVERS = ("gcs_server", "raylet")
 _AUTOSCALER = "ray/autoscaler/_private/monitor.py"
 _QUICK_START = {
     # A raylet looks for its object store, which is not there yet, and would look again a second later.
+    # A driver looks for its raylet as often, and nothing can interrupt it should the raylet have died.
     "RAY_raylet_client_connect_timeout_milliseconds": "20",
-    "RAY_raylet_client_num_connect_attempts": "1000",
+    "RAY_raylet_client_num_connect_attempts": "250",
     # Seconds in which nothing can interrupt the wait for a raylet, which may have died.
     "RAY_raylet_start_wait_time_s": "1",
+    # The same for the control server, which nobody starts again; a minute otherwise.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
 }
 _LOOK = 0.25  # seconds between two looks at servers that are starting
 _REST_AGE = 60.0  # seconds in which an owner is written, and Ray's servers have noticed that it is gone
@@ -75,7 +79,7 @@ def _died(server: psutil.Process) -> Failure:
     return Failure(
         "cluster.unavailable",
         f"the local Ray has died (its process {server.pid} was killed)",
-        hint="zooport resume latest goes on where it stopped",
+        hint=_GO_ON,
     )
 
 
@@ -139,7 +143,7 @@ def _local(workers: int | None, server: ForkServer) -> Iterator[int]:
             raise
         except Exception as error:
             raise Failure("cluster.unavailable", f"Ray does not start: {one_line(error)}") from error
-        _own[:] = _servers() - before
+        _own[:] = _present(before)
         yield count
     finally:
         _own.clear()
@@ -193,13 +197,33 @@ def _check_free(is_taken: bool) -> None:
 
 
 def _servers() -> set[psutil.Process]:
-    """Return the Ray servers below this process, those that have ended and wait to be reaped included."""
+    """Return the Ray servers that this process has started, those that wait to be reaped included.
+
+    Those directly below it: a child of a raylet has a raylet's name, too, until it becomes what it is for.
+    """
     found = set()
-    for process in psutil.Process().children(recursive=True):
+    for process in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
             if process.name() in _SERVERS:
                 found.add(process)
     return found
+
+
+def _present(before: set[psutil.Process]) -> list[psutil.Process]:
+    """Return the servers of the Ray that has been started; one that has been reaped already is missed here.
+
+    Raises:
+        Failure: ``cluster.unavailable``.
+    """
+    started = list(_servers() - before)
+    missing = set(_SERVERS) - {server.name() for server in started}
+    if missing:
+        raise Failure(
+            "cluster.unavailable",
+            f"the local Ray has died (its {', '.join(sorted(missing))} ended as it started)",
+            hint=_GO_ON,
+        )
+    return started
 
 
 def _end_autoscaler() -> None:

@@ -122,7 +122,8 @@ class Fleet:
                 found = {
                     "driver": [process],
                     "worker": [each for each in below if "ray::Host" in " ".join(each.cmdline())],
-                    "raylet": [each for each in below if each.name() == "raylet"],
+                    # Directly below: a raylet's child has its name, too, until it becomes what it is for.
+                    "raylet": [each for each in process.children() if each.name() == "raylet"],
                 }
                 if found[kind]:
                     return self.dice.choice(found[kind])
@@ -195,17 +196,18 @@ def test_what_is_left_without_an_owner_is_removed_once_it_is_old(
 @pytest.mark.slow
 def test_a_local_ray_that_died_ends_the_run_and_the_next_goes_on(fleet: Fleet) -> None:
     fleet.write(6)
-    for number, is_at_work in enumerate((False, True), start=1):
+    for is_at_work in (False, True):
         driver = fleet.start("submit")
         while is_at_work and not list((fleet.folder / "artifacts").glob("*/torchscript-trace")):
             time.sleep(0.05)
         victim = fleet.find(driver, "raylet")
         assert victim is not None
         victim.kill()
-        driver.wait(10)  # Ray itself would wait longer, above all for one that dies as it starts
+        assert fleet.ends(driver)
         assert driver.returncode != 0
-        said = (fleet.folder / "driver.log").read_text()
-        assert said.count("cluster.unavailable: the local Ray has died") == number
+        said = (fleet.folder / "driver.log").read_text().splitlines()[-1]
+        # In the instant in which Ray connects to its raylet, Ray ends the process, in words of its own.
+        assert "cluster.unavailable: the local Ray has died" in said or "core_worker_process.cc" in said
     fleet.finish()
 
 
