@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,9 +24,11 @@ class RemotePath:
     __slots__ = ("_parts", "_root")
 
     def __init__(self, address: str) -> None:
-        parts = urlsplit(address)
-        self._root = f"{parts.scheme}://{parts.netloc}"
-        self._parts = tuple(part for part in parts.path.split("/") if part)
+        # Not urlsplit: a folder's name may hold what a query or a fragment begins with.
+        scheme, _, rest = address.partition("://")
+        root, *parts = rest.split("/")
+        self._root = f"{scheme.lower()}://{root}"
+        self._parts = tuple(part for part in parts if part)
 
     @property
     def name(self) -> str:
@@ -98,6 +101,7 @@ class RemotePath:
 
 
 Place = Path | RemotePath
+Identity = tuple[int, int] | RemotePath
 
 
 def is_address(text: str) -> bool:
@@ -130,11 +134,11 @@ def output_place(output: str | Path, base: Path) -> Place:
     """
     text = str(output)
     if isinstance(output, Path) or not is_address(text):
-        return (base / Path(text).expanduser()).absolute()
+        return without_detours(base / Path(text).expanduser())
     parts = urlsplit(text)
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     if parts.scheme == "file":
-        return Path(unquote(parts.path)).absolute()
+        return without_detours(Path(unquote(parts.path)))
     problem = _problem(text, parts.scheme)
     if problem:
         raise Failure("output.unwritable", f"{shown}: {problem}", hint=_HINT)
@@ -144,6 +148,36 @@ def output_place(output: str | Path, base: Path) -> Place:
     place = RemotePath(text)
     _check_scheme(place, parts.scheme)
     return place
+
+
+def without_detours(path: Path) -> Path:
+    """Return a path that is absolute and has no ``..``, so that one file has one name wherever one stands.
+
+    Links stay as they are written: they may lead elsewhere on another machine.
+    """
+    path = path.absolute()
+    return path.resolve() if ".." in path.parts else path
+
+
+def real(place: Place) -> Place:
+    """Return a place as it is called when no link leads to it: what tells whether two are the same."""
+    return place if isinstance(place, RemotePath) else Path(os.path.realpath(place))
+
+
+def is_same(one: Place, other: Place) -> bool:
+    """Return whether two places are one, which may have several names through links."""
+    return one == other or real(one) == real(other)
+
+
+def identity(place: Place) -> Identity | None:
+    """Return what a directory or file is on its disk, whatever it is called; None where there is nothing."""
+    if isinstance(place, RemotePath):
+        return place  # it has no other name
+    try:
+        status = place.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _problem(text: str, scheme: str) -> str:

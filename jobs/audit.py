@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from zooport.export_core import remote_artifacts as remote
 from zooport.export_core.artifacts import DESCRIPTION, GONE, OLD, STAGING, file_sha256
 from zooport.export_core.failures import Failure
-from zooport.export_core.places import Place, RemotePath
+from zooport.export_core.places import Identity, Place, RemotePath, identity
 from zooport.jobs.plan import BASELINES, LOGS
 from zooport.jobs.registry.records import Inventory, StoredArtifact
 from zooport.jobs.shards import PREDICTIONS_OF_BASELINE
@@ -39,7 +39,6 @@ _STAGED = re.compile(
     rf"{re.escape(STAGING)}({re.escape(OLD)}|{re.escape(GONE)})?"
 )
 _ABANDONED = 24 * 3600.0  # seconds after which unfinished work of an unknown owner is taken for left over
-_Identity = tuple[int, int] | RemotePath
 _DESCRIPTION_LIMIT = 16 << 20  # bytes; a larger model.json is not ours
 
 
@@ -211,10 +210,14 @@ class _Search:
 
     def unused_values(self) -> Iterator[Finding]:
         """Yield files of eager models' values that nobody compares with any more."""
+        used = {identity(path) for path in self._inventory.values}
+        seen: set[Identity | None] = set()  # two roots may be one, through links
         for root in self._inventory.roots:
             if isinstance(root.path, RemotePath):
                 continue  # there are none
-            unused = set((root.path / BASELINES).glob("*.npz")) - self._inventory.values
+            kept = {identity(path): path for path in (root.path / BASELINES).glob("*.npz")}
+            unused = {path for known, path in kept.items() if known not in used | seen}
+            seen |= kept.keys()
             strangers = self._strangers(root.path) if unused else []
             for path in sorted(unused):
                 state, problem = State.UNUSED, "values of single images that no newest export compares with"
@@ -245,12 +248,12 @@ class _Search:
         inventory = self._inventory
         if self._run is not None and path not in inventory.outputs:
             return True
-        return path in inventory.named or path in inventory.busy or _identity(path) in self._identities
+        return path in inventory.named or path in inventory.busy or identity(path) in self._identities
 
     @cached_property
-    def _identities(self) -> set[_Identity | None]:
-        """What names and busy directories are on the disk: one may have several names, through links."""
-        return {_identity(path) for path in self._inventory.named | self._inventory.busy} - {None}
+    def _identities(self) -> set[Identity | None]:
+        """What named and busy directories are on the disk: one may have several names, through links."""
+        return {identity(path) for path in self._inventory.named | self._inventory.busy} - {None}
 
     def _why_stale(self, path: Place, run: str | None) -> str:
         """Return why unfinished work is nobody's any more, "" if it may be somebody's."""
@@ -275,16 +278,6 @@ def _predictions(root: Place) -> Iterator[tuple[Place, str]]:
         for folder in sorted(folders, key=str):
             if fnmatchcase(folder.name, PREDICTIONS_OF_BASELINE):
                 yield folder, folder.relative_name(logs).partition("/")[0]
-
-
-def _identity(path: Place) -> _Identity | None:
-    if isinstance(path, RemotePath):
-        return path  # it has no other name
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _below(folder: Place, depth: int) -> Iterator[Place]:

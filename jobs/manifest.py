@@ -63,7 +63,7 @@ def load_manifest(path: Path) -> Manifest:
         Failure: ``manifest.invalid`` with file, line, key path and what was expected; ``extension.invalid``
             for an import that is not there.
     """
-    path = path.absolute()
+    path = places.without_detours(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -22,7 +22,7 @@ from zooport.export_core import formats
 from zooport.export_core.artifacts import is_intact
 from zooport.export_core.evaluation.deltas import MetricDelta, judge
 from zooport.export_core.failures import Failure, FailureRecord, Stage
-from zooport.export_core.places import Place, RemotePath
+from zooport.export_core.places import Place, RemotePath, is_same
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.jobs import memory
 from zooport.jobs.digests import DigestCache
@@ -107,8 +107,8 @@ class Plan:
 class History(Protocol):
     """What a plan asks the registry."""
 
-    def find_successes(self, keys: Sequence[str]) -> Mapping[str, Success]:
-        """Content key -> the newest success with it."""
+    def find_successes(self, keys: Sequence[str]) -> Mapping[str, Sequence[Success]]:
+        """Content key -> successes with it, the newest first."""
 
     def find_baselines(self, keys: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
         """Content key -> metrics of an eager model."""
@@ -150,7 +150,7 @@ def make_plan(
     ]
     successes = history.find_successes([job.key for job in jobs]) if history is not None else {}
     exports = tuple(
-        _decide(job, target.refusal, successes.get(job.key), digests, reason)
+        _decide(job, target.refusal, successes.get(job.key, ()), digests, reason)
         for job, (target, _), reason in zip(
             jobs, wanted, reasons or repeat(_NOT_DONE, len(jobs)), strict=True
         )
@@ -373,12 +373,18 @@ def _root(checkpoint: CheckpointSource, output: Place) -> Place:
 
 
 def _decide(
-    job: ExportJob, refusal: FailureRecord | None, success: Success | None, digests: DigestCache, reason: str
+    job: ExportJob,
+    refusal: FailureRecord | None,
+    successes: Sequence[Success],
+    digests: DigestCache,
+    reason: str,
 ) -> PlannedExport:
     if refusal is not None:
         return PlannedExport(job, refusal.message, refusal=refusal)
-    if success is None:
+    if not successes:
         return PlannedExport(job, reason)
+    here = (each for each in successes if is_same(each.artifact.path, job.output))
+    success = next(here, successes[0])
     problem = _objection(job, success, digests)
     if problem:
         return PlannedExport(job, problem)
@@ -388,7 +394,7 @@ def _decide(
 def _objection(job: ExportJob, success: Success, digests: DigestCache) -> str:
     """Return why an earlier success does not serve this job, "" if it does."""
     artifact = success.artifact
-    if artifact.path != job.output:
+    if not is_same(artifact.path, job.output):
         return f"done before, but in {artifact.path}"
     if not is_intact(artifact.path, artifact.files, digests.file):
         return f"done before, but files of {artifact.path} are missing or altered"

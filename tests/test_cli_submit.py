@@ -102,6 +102,16 @@ class TestSubmit:
         assert not found["raise-1"].cached
         assert found["raise-1"].attempt == 2
 
+    def test_equal_models_and_outputs_do_not_take_each_others_place(self, zoo: Path) -> None:
+        write_manifest(zoo, "good-1", "good-2")
+        (zoo / "good-2.pth").write_text("good-1")
+        for output in (None, Path("../elsewhere")):
+            submission.submit(Path("zoo.yaml"), REQUEST, output=output)
+            assert not any(row.cached for row in rows(zoo).values())
+        for output in (None, Path("../elsewhere")):
+            submission.submit(Path("zoo.yaml"), REQUEST, output=output)
+            assert all(row.cached for row in rows(zoo).values())
+
     def test_artifacts_can_go_elsewhere(self, zoo: Path) -> None:
         submission.submit(Path("zoo.yaml"), REQUEST, output=Path("../elsewhere"))
         assert (zoo.parent / "elsewhere" / "good-1" / "torchscript-trace" / "model.ts").is_file()

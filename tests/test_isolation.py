@@ -184,9 +184,9 @@ def test_stages_within_their_deadlines_are_not_summed(run: Callable[..., Any]) -
     deadlines = {"load": 2.0, "export": 2.0}
     assert run(functions.dawdle_in, "load", "export", 0.3, deadlines=deadlines, timeout=30) == "done"
     failure = failure_of(
-        lambda: run(functions.dawdle_in, "load", "export", 0.6, deadlines=deadlines, timeout=0.9)
+        lambda: run(functions.dawdle_in, "load", "export", 1.6, deadlines=deadlines, timeout=2.5)
     )
-    assert "deadline of 0.9 s in stage export" in failure.message
+    assert "deadline of 2.5 s in stage export" in failure.message
 
 
 def test_a_function_that_reports_nothing_is_in_the_stage_it_began_in(run: Callable[..., Any]) -> None:

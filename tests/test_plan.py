@@ -34,10 +34,12 @@ class Past:
     """A registry of what the test says was done."""
 
     def __init__(self, successes: Sequence[Success] = (), baselines: Baselines | None = None) -> None:
-        self._successes = {each.key: each for each in successes}
+        self._successes: dict[str, list[Success]] = {}
+        for each in successes:
+            self._successes.setdefault(each.key, []).append(each)
         self._baselines = baselines or {}
 
-    def find_successes(self, keys: Sequence[str]) -> Mapping[str, Success]:
+    def find_successes(self, keys: Sequence[str]) -> Mapping[str, Sequence[Success]]:
         return {key: self._successes[key] for key in keys if key in self._successes}
 
     def find_baselines(self, keys: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
@@ -272,6 +274,15 @@ class TestWhatIsDone:
         made = self.again(tmp_path, target, replace(success, artifact=moved))
         assert made.exports[0].action == "run"
         assert str(moved.path) in made.exports[0].reason
+
+    def test_an_artifact_of_the_same_place_by_another_name_serves(
+        self, tmp_path: Path, target: ExportTarget
+    ) -> None:
+        success = published(plan(tmp_path, target).jobs[0])
+        (tmp_path / "link").symlink_to(tmp_path / "out")
+        linked = replace(success.artifact, path=tmp_path / "link" / "one" / "torchscript-trace")
+        made = self.again(tmp_path, target, replace(success, artifact=linked))
+        assert made.exports[0].action == "cached"
 
     def test_a_stricter_tolerance_holds_for_old_results(self, tmp_path: Path, target: ExportTarget) -> None:
         success = published(plan(tmp_path, target).jobs[0], drift=0.08)

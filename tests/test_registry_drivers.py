@@ -91,6 +91,18 @@ def test_manifests_that_write_the_same_directory_do_not_run_at_once(registry: Re
     assert registry.begin_run("/zoo/other.yaml", "", [again], [], run_id="r-2") == "r-2"
 
 
+def test_a_directory_with_two_names_is_one(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "art").mkdir()
+    (tmp_path / "link").symlink_to("art")
+    (job,) = begin(registry, ["a"])
+    through_link = replace(job, id="r-2.1", output=tmp_path / "link/a/onnx")
+    registry.begin_run("/zoo/other.yaml", "", [through_link], [], run_id="r-2")
+    with pytest.raises(Failure) as caught:
+        again = replace(job, id="r-3.1", output=tmp_path / "art/a/onnx")
+        registry.begin_run("/zoo/third.yaml", "", [again], [], run_id="r-3")
+    assert caught.value.code == "run.conflict"
+
+
 def test_rerun_of_exports_that_another_run_is_at_is_refused(registry: Registry) -> None:
     (first,) = begin(registry, ["a"])
     fail(registry, first)

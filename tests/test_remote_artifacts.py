@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pickle
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -76,6 +77,16 @@ class TestAddresses:
         assert FINAL.parents[1] / "mask_rcnn/torchscript-trace" == FINAL
         assert stored_place(str(FINAL)) == FINAL
         assert str(FINAL.with_name("x.log")) == "bucket://zoo/out/mask_rcnn/x.log"
+
+    @pytest.mark.parametrize("model", ["exp#2", "what?", "a b%20c", "run;1"])
+    def test_a_folder_may_be_called_anything(self, model: str) -> None:
+        place = RemotePath("bucket://zoo/out") / model / "onnx"
+        assert place.parent.name == model
+        assert stored_place(str(place)) == pickle.loads(pickle.dumps(place)) == place
+
+    def test_one_directory_has_one_name(self, tmp_path: Path) -> None:
+        assert output_place("../art", tmp_path / "team") == tmp_path / "art"
+        assert output_place(f"file://{tmp_path}/team/../art", tmp_path) == tmp_path / "art"
 
     def test_file_is_a_path(self, tmp_path: Path) -> None:
         assert output_place("file:///a/b%20c", tmp_path) == Path("/a/b c")

@@ -196,9 +196,7 @@ def test_the_registry_keeps_what_verified_and_shows_it(
         registry.finish_attempt(on_caffe2.id, ExportResult(on_caffe2.id, 1.0, artifact=record), {})
         succeed(registry, without)
         registry.finish_run(run_of(without))
-        served = begin(registry, ["one"], cached=lambda job: registry.find_successes([job.key]).get(job.key))[
-            0
-        ]
+        served = begin(registry, ["one"], cached=lambda job: registry.find_success(job.key))[0]
         details = {job.id: registry.export(job.id) for job in (on_caffe2, without, served)}
         (again,) = [each for each in registry.exports() if each.id == served.id]
     assert details[on_caffe2.id].runtime == "caffe2"

@@ -156,6 +156,20 @@ def test_values_of_eager_models_that_no_newest_export_compares_with_can_go(
     assert "removed 1 file, 6 bytes" in capsys.readouterr().out
 
 
+def test_values_that_are_reached_through_a_link_are_in_use(disk: Disk) -> None:
+    kept = disk.out / ".baselines" / "one.npz"
+    kept.parent.mkdir()
+    kept.write_text("values")
+    link = disk.folder / "link"
+    link.symlink_to(disk.out)
+    run_id = new_run_id()
+    job = make_job(run_id, 1, "a")
+    job = replace(job, output=link / "a" / job.format, baseline_values=link / ".baselines" / "one.npz")
+    disk.registry.begin_run("/other/zoo.yaml", "", [job], [], run_id=run_id)
+    assert disk.ask("gc", "--yes") == []
+    assert kept.exists()
+
+
 def test_one_run_is_asked_for(disk: Disk) -> None:
     (other,) = disk.begin("d", manifest="/other.yaml")
     disk.succeed(other)

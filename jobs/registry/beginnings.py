@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, select, update
 
 from zooport.export_core.failures import Failure
+from zooport.export_core.places import real, stored_place
 from zooport.export_core.sources import CheckpointSource
 from zooport.jobs.registry.drivers import Driver
 from zooport.jobs.registry.records import LIVE, Success, chunks, job_to_dict, now, plain, text
@@ -110,7 +111,7 @@ def _same_exports(connection: Connection, beginning: Beginning, targets: Iterabl
 
 def _same_output(connection: Connection, beginning: Beginning) -> tuple[Row[Any] | None, str]:
     """Return a run that is writing where this one will, and the directory: two manifests may share it."""
-    wanted = {text(job.output) for job in beginning.jobs}
+    wanted = {real(job.output) for job in beginning.jobs}
     output = exports.c.job["output"].as_string()
     query = (
         select(exports.c.run_id, output.label("output"))
@@ -118,7 +119,7 @@ def _same_output(connection: Connection, beginning: Beginning) -> tuple[Row[Any]
         .where(runs.c.status == str(Status.RUNNING), exports.c.status.in_(LIVE))
     )
     for row in connection.execute(query):
-        if row.output in wanted:
+        if real(stored_place(row.output)) in wanted:
             owner = connection.execute(select(runs).where(runs.c.id == row.run_id)).one()
             return owner, row.output
     return None, ""

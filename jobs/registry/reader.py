@@ -154,11 +154,11 @@ class Reader:
 
     def find_success(self, key: str) -> Success | None:
         """Return the newest success of this content key; whether its artifact is intact is not looked at."""
-        return self.find_successes([key]).get(key)
+        return next(iter(self.find_successes([key]).get(key, ())), None)
 
-    def find_successes(self, keys: Collection[str]) -> dict[str, Success]:
-        """Return the newest success of every content key that has one."""
-        found: dict[str, Success] = {}
+    def find_successes(self, keys: Collection[str]) -> dict[str, list[Success]]:
+        """Return the successes of every content key that has some: the newest in each directory, newest first."""
+        found: dict[str, list[Success]] = {}
         with self._database.reading() as connection:
             for chunk in chunks(keys):
                 found |= successes(connection, chunk)

@@ -32,17 +32,22 @@ from zooport.jobs.values import Status
 _OPEN = (Status.CANCELLED, Status.FAILED)
 
 
-def successes(connection: Connection, keys: list[str]) -> dict[str, Success]:
-    """Return the newest success of each of these content keys that has one."""
+def successes(connection: Connection, keys: list[str]) -> dict[str, list[Success]]:
+    """Return the successes of each of these content keys that has some: the newest of each directory.
+
+    The newest comes first. Equal checkpoints under two names, or in two outputs, have one key.
+    """
     product = and_(artifacts.c.export_pk == exports.c.pk, artifacts.c.number == exports.c.attempt)
     newest = (
         select(func.max(exports.c.pk).label("pk"))
+        .select_from(exports)
+        .join(artifacts, product)
         .where(
             exports.c.content_key.in_(keys),
             exports.c.status == str(Status.SUCCEEDED),
             exports.c.source_pk.is_(None),
         )
-        .group_by(exports.c.content_key)
+        .group_by(exports.c.content_key, artifacts.c.path)
         .subquery()
     )
     shown = and_(attempts.c.export_pk == exports.c.pk, attempts.c.number == exports.c.attempt)
@@ -52,13 +57,15 @@ def successes(connection: Connection, keys: list[str]) -> dict[str, Success]:
         .join(exports, exports.c.pk == newest.c.pk)
         .join(attempts, shown)
         .join(artifacts, product)
+        .order_by(exports.c.pk.desc())
     )
     chosen = select(exports.c.pk.label("owner"), exports.c.attempt).where(
         exports.c.pk.in_(select(newest.c.pk))
     )
     measured = metrics_of(connection, chosen)
-    return {
-        row.content_key: Success(
+    found: dict[str, list[Success]] = {}
+    for row in connection.execute(query):
+        success = Success(
             export_id=row.id,
             key=row.content_key,
             attempt=row.attempt,
@@ -66,8 +73,8 @@ def successes(connection: Connection, keys: list[str]) -> dict[str, Success]:
             artifact=artifact_record(row),
             metrics=measured.get((row.export_pk, row.number), {}),
         )
-        for row in connection.execute(query)
-    }
+        found.setdefault(row.content_key, []).append(success)
+    return found
 
 
 def known_baselines(connection: Connection, keys: list[str]) -> dict[str, dict[str, float]]:

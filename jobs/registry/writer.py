@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zooport.export_core.failures import FailureRecord
-from zooport.export_core.places import Place
+from zooport.export_core.places import Place, identity
 from zooport.jobs.registry import beginnings, outcomes
 from zooport.jobs.registry.database import Database
 from zooport.jobs.registry.inventory import live_runs, named_paths, named_values, outputs_of
@@ -199,7 +199,8 @@ class Registry(Reader):
         """Yield which of these paths no artifact has and no export needs; no run begins within the block."""
         with self._database.writing(alone=True) as connection:
             taken = named_paths(connection) | outputs_of(connection, live_runs(connection))
-            yield set(paths) - taken - named_values(connection)
+            known = {identity(path) for path in taken | named_values(connection)} - {None}
+            yield {path for path in paths if path not in taken and identity(path) not in known}
 
     def recover_stale_runs(self) -> list[str]:
         """Close runs whose driver is dead, and return their ids.
