@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -91,7 +92,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _complain(message: str, hint: str = "") -> None:
     line = " ".join(message.split())
-    typer.echo(f"zooport: {line}" + (f" ({hint})" if hint else ""), err=True)
+    with suppress(OSError):  # nobody may be there to read it
+        typer.echo(f"zooport: {line}" + (f" ({hint})" if hint else ""), err=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -73,6 +74,15 @@ RuntimeOption = Annotated[
     typer.Option(
         metavar="NAME",
         help="What verifies artifacts where there is a choice: caffe2 or reference, of caffe2 artifacts.",
+        show_default=False,
+    ),
+]
+RuntimeEnvOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--runtime-env",
+        metavar="FILE",
+        help="What Ray brings to a cluster's nodes: YAML or JSON, as Ray has it.",
         show_default=False,
     ),
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +18,7 @@ from zooport.commands.options import (
     RegistryOption,
     ResultOption,
     RetriesOption,
+    RuntimeEnvOption,
     RuntimeOption,
     TimeoutOption,
     dashboard_of,
@@ -65,12 +65,7 @@ def submit(
     fail_fast: FailFastOption = False,
     imports: ImportsOption = None,
     runtime: RuntimeOption = None,
-    runtime_env: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="What Ray brings to a cluster's nodes: YAML or JSON, as Ray has it."
-        ),
-    ] = None,
+    runtime_env: RuntimeEnvOption = None,
     wait: Annotated[
         bool,
         typer.Option("--wait/--no-wait", help="Of a job on http://head:8265: follow it, or print its id."),
@@ -87,9 +82,8 @@ def submit(
     registry and the output are named as the head node finds them, and Ctrl-C stops following, not the job.
     """
     from zooport.jobs import ray_jobs, submission
-    from zooport.jobs.runtime_env import read_runtime_env
 
-    environment = {} if runtime_env is None else read_runtime_env(runtime_env)
+    environment = _environment(runtime_env)
     if address is not None and ray_jobs.is_dashboard(address) and not dry_run:
         options = tuple(_passed_on(context))
         order = ray_jobs.Order(
@@ -150,6 +144,7 @@ def rerun(
     fail_fast: FailFastOption = False,
     imports: ImportsOption = None,
     runtime: RuntimeOption = None,
+    runtime_env: RuntimeEnvOption = None,
     result: ResultOption = OutputFormat.TABLE,
     registry: RegistryOption = None,
 ) -> int:
@@ -163,7 +158,17 @@ def rerun(
         raise typer.BadParameter("say what to run again: --failed")
     _refuse_dashboard(address)
     request = _request(
-        registry, address, workers, timeout, retries, dry_run, fail_fast, imports, runtime, result
+        registry,
+        address,
+        workers,
+        timeout,
+        retries,
+        dry_run,
+        fail_fast,
+        imports,
+        runtime,
+        result,
+        _environment(runtime_env),
     )
     return submission.rerun(request, run, code, include_unsupported=include_unsupported)
 
@@ -179,6 +184,7 @@ def resume(
     fail_fast: FailFastOption = False,
     imports: ImportsOption = None,
     runtime: RuntimeOption = None,
+    runtime_env: RuntimeEnvOption = None,
     result: ResultOption = OutputFormat.TABLE,
     registry: RegistryOption = None,
 ) -> int:
@@ -192,7 +198,17 @@ def resume(
 
     _refuse_dashboard(address)
     request = _request(
-        registry, address, workers, timeout, retries, dry_run, fail_fast, imports, runtime, result
+        registry,
+        address,
+        workers,
+        timeout,
+        retries,
+        dry_run,
+        fail_fast,
+        imports,
+        runtime,
+        result,
+        _environment(runtime_env),
     )
     return submission.resume(request, run)
 
@@ -208,7 +224,7 @@ def _request(
     imports: list[str] | None,
     runtime: str | None,
     result: OutputFormat,
-    runtime_env: Mapping[str, Any] = MappingProxyType({}),
+    runtime_env: Mapping[str, Any],
 ) -> submission.Request:
     """Return what submit, rerun and resume ask for alike."""
     from zooport.jobs import submission
@@ -226,6 +242,12 @@ def _request(
         retries=retries,
         runtime=runtime,
     )
+
+
+def _environment(file: Path | None) -> Mapping[str, Any]:
+    from zooport.jobs.runtime_env import read_runtime_env
+
+    return {} if file is None else read_runtime_env(file)
 
 
 def _refuse_dashboard(address: str | None) -> None:

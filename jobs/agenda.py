@@ -88,10 +88,13 @@ class Agenda:
         now = self._clock()
         return [(task, max(0.0, due - now)) for due, _, task in sorted(self._later)]
 
-    def clear(self) -> None:
-        """Drop everything."""
-        self._lines.clear()
+    def clear(self, but: Callable[[Task], bool] = lambda _: False) -> None:
+        """Drop everything, but the ready tasks that this is true of."""
         self._later.clear()
+        for line in self._lines.values():
+            kept = [task for task in line if but(task)]
+            line.clear()
+            line.extend(kept)
 
     def _line(self, size: int) -> deque[Task]:
         return self._lines.setdefault(size, deque())

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -31,6 +31,7 @@ from zooport.jobs.registry.records import Inventory, StoredArtifact
 from zooport.jobs.shards import PREDICTIONS_OF_BASELINE
 
 if TYPE_CHECKING:
+    from zooport.jobs.registry.reader import Reader
     from zooport.jobs.registry.writer import Registry
 
 #: ``.torchscript-trace.r-20260102-150405-k3fx.7.staging``: the artifact's name, then whose attempt it is.
@@ -53,10 +54,12 @@ class State(StrEnum):
     STAGING = "staging"
     FOREIGN = "foreign"
     UNUSED = "unused"
+    BUSY = "busy"
 
 
 #: What is not as it has to be. A foreign artifact, of another registry's run, is none of ours; what an eager
-#: model of earlier weights was worth image by image is unused, and does no harm.
+#: model of earlier weights was worth image by image is unused, and does no harm; what a living run is at will
+#: have its row.
 WRONG = (State.MISSING, State.ALTERED, State.UNREADABLE, State.ORPHANED, State.STAGING)
 
 
@@ -83,6 +86,31 @@ class Finding:
             "problem": self.problem,
             "bytes": self.bytes,
         }
+
+
+def check_registry(
+    registry: Reader, stored: Sequence[StoredArtifact], run: str | None, progress: Callable[[int], None]
+) -> list[Finding]:
+    """Return how these artifacts of the registry stand; one that a run replaces meanwhile is not wrong.
+
+    Its new files lie there before the row that names them, whose verdict may wait for a baseline.
+    """
+    found = {each.path: each for each in check_artifacts(stored, progress)}
+    wrong = {path for path, each in found.items() if each.state in WRONG}
+    if not wrong:
+        return list(found.values())
+    busy = registry.being_written()  # before the rows are read again
+    known = {identity(path) for path in busy} - {None}
+    found |= {
+        each.path: each
+        for each in check_artifacts([each for each in registry.artifacts(run) if each.record.path in wrong])
+    }
+    return [
+        replace(each, state=State.BUSY, problem="a run that is going on writes it")
+        if each.state in WRONG and (each.path in busy or identity(each.path) in known)
+        else each
+        for each in found.values()
+    ]
 
 
 def check_artifacts(

@@ -18,6 +18,7 @@ from zooport.jobs.followups import comparison, is_follow_up, location, not_locat
 from zooport.jobs.hosts import Job, Result
 from zooport.jobs.plan import Plan
 from zooport.jobs.progress import Display, Finished
+from zooport.jobs.registry.database import PASSING
 from zooport.jobs.registry.records import LiveJob, Metric, primary_metrics
 from zooport.jobs.shards import opens_attempt
 from zooport.jobs.tables import movement
@@ -84,6 +85,10 @@ class Book:
             return []
         return self._judge(job, result)
 
+    def awaits(self, key: str) -> bool:
+        """Whether exports are done whose verdicts wait for the baseline of this key."""
+        return key in self._waiting
+
     def failed_for_now(self, job: Job, result: Result) -> None:
         """Record an attempt that failed and is followed by another one; nothing is judged."""
         if not opens_attempt(job):
@@ -106,7 +111,7 @@ class Book:
         try:
             self.cancel_requested = self._registry.is_cancel_requested(self._plan.run_id)
         except Failure as failure:
-            if failure.code not in {"registry.locked", "registry.unavailable"}:
+            if failure.code not in PASSING:
                 raise  # the others are asked again in a moment
 
     def _judge(self, job: ExportJob, result: ExportResult) -> list[ExportJob]:

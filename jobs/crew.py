@@ -25,8 +25,9 @@ from zooport.jobs.memory import size_class
 from zooport.jobs.nodes import Nodes
 from zooport.jobs.plan import Plan
 from zooport.jobs.progress import Display, Running
+from zooport.jobs.registry.database import PASSING
 from zooport.jobs.retries import next_try, pause
-from zooport.jobs.shards import Evaluations, cut, unfold
+from zooport.jobs.shards import Evaluations, cut, opens_attempt, unfold
 from zooport.jobs.values import ExportJob, Status
 
 if TYPE_CHECKING:
@@ -129,7 +130,12 @@ class Crew:
         if self._elsewhere and self._is_stopping():
             self._elsewhere.clear()
         if self._elsewhere:
-            done, own = self._elsewhere.look()
+            try:
+                done, own = self._elsewhere.look()
+            except Failure as failure:
+                if failure.code not in PASSING:
+                    raise
+                return  # asked again in a moment
             for job, result in done:
                 self._follow_up(self._book.ended(job, result))
             self._agenda.put_first(self._tasks(own))
@@ -238,13 +244,23 @@ class Crew:
     def _give(self, host: HostHandle) -> None:
         host.task = None
         if self._fail_fast and self._book.counts[Status.FAILED]:
-            self._agenda.clear()
+            self._agenda.clear(but=self._goes_on)
         task = None if self._has_to_make_room(host) else self._next(host.size)
         if task is None:
             host.kill()
             return
         self._book.started(task.job, host.name)
         self._hosts[host.start(task)] = host
+
+    def _goes_on(self, task: Task) -> bool:
+        """Whether a task belongs to what has begun: a shard, a baseline that is waited for, a closer look."""
+        job = task.job
+        if isinstance(job, ExportJob) or not opens_attempt(job):
+            return not opens_attempt(job)
+        at_work = (host.task.job for host in self._hosts.values() if host.task is not None)
+        return self._book.awaits(job.key) or any(
+            isinstance(other, ExportJob) and other.baseline == job.key for other in at_work
+        )
 
     def _next(self, size: int) -> Task | None:
         """Return what is to be done next by a host of this size."""

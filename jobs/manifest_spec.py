@@ -53,6 +53,7 @@ class TimeoutSpec(_Strict):
     export: Seconds | None = None
     verify: Seconds | None = None
     evaluate: Seconds | None = None
+    publish: Seconds | None = None
     total: Seconds = DEFAULT_TIMEOUT
 
     @property

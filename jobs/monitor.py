@@ -14,7 +14,7 @@ from zooport.export_core.places import RemotePath, stored_place
 from zooport.jobs.output import OutputFormat, console, print_value, printable
 from zooport.jobs.registry import open_registry
 from zooport.jobs.registry.drivers import Driver
-from zooport.jobs.registry.records import LIVE, ExportFilter, RunState
+from zooport.jobs.registry.records import LIVE, ExportFilter, ExportRow, RunState
 
 if TYPE_CHECKING:
     from zooport.jobs.registry.reader import Reader
@@ -75,38 +75,56 @@ def _watch(registry: Reader, run_id: str) -> RunState:
 
 
 def print_log(url: str | None, name: str, *, follow: bool = False) -> None:
-    """Print the log of an export's newest attempt; with ``follow`` as it grows until the attempt is over.
+    """Print the log of an export's newest attempt.
+
+    With ``follow`` as it grows until the export is over, that of another attempt after the one before it.
 
     Raises:
         Failure: ``registry.unknown``; ``log.missing`` when it is not on this machine.
     """
     with open_registry(url, create=False) as registry:
         row = registry.export(name).row
-        if row.log is None:
+        follow = follow and row.status in LIVE
+        if follow:
+            row = _follow_log(registry, row)
+        elif row.log is None:
             raise Failure(
                 "log.missing", f"{row.id} has no log: it is {row.status}", hint="a log begins with an attempt"
             )
-        path = stored_place(row.log)
-        is_live = row.status in LIVE
-        if isinstance(path, RemotePath):
-            _print_remote(registry, row.id, path, wait=follow and is_live)
-            return
-        if not path.exists() and not (follow and is_live):
-            hint = "a job that was refused before it began writes none; that of another machine lies there"
-            raise Failure("log.missing", f"there is no log {path}", hint=hint)
-        position = _print_from(path, 0)
-        while follow and is_live:
-            time.sleep(_REFRESH / 2)
-            is_live = registry.export(row.id).row.status in LIVE
+        log = None if row.log is None else stored_place(row.log)
+        if isinstance(log, RemotePath):
+            _print_remote(log)
+        elif log is not None and not follow:
+            if not log.exists():
+                hint = "a job that was refused before it began writes none; another machine's lies there"
+                raise Failure("log.missing", f"there is no log {log}", hint=hint)
+            _print_from(log, 0)
+
+
+def _follow_log(registry: Reader, row: ExportRow) -> ExportRow:
+    """Print an export's logs on this machine as they grow, until it is over or its driver is dead."""
+    log, position = row.log, 0
+    while True:
+        is_over = row.status not in LIVE
+        if log is not None and isinstance(path := stored_place(log), Path):
             position = _print_from(path, position)
+        if row.log != log:  # of another attempt; that of the one before is complete
+            log, position = row.log, 0
+            continue
+        if is_over:
+            return row
+        state = registry.state(row.run)
+        if state.is_going and not state.driver_alive:
+            sys.stderr.write(f"zooport: the driver of {row.run} is dead; nothing will be added\n")
+            return row
+        time.sleep(_REFRESH / 2)
+        row = registry.export(row.id).row
 
 
-def _print_remote(registry: Reader, export: str, log: RemotePath, *, wait: bool) -> None:
+def _print_remote(log: RemotePath) -> None:
     """Print a log behind an address, which is stored there when its attempt is over."""
     from zooport.export_core.remote_artifacts import read_text
 
-    while wait and registry.export(export).row.status in LIVE:
-        time.sleep(_REFRESH)
     try:
         content = read_text(log, _LOG_LIMIT)
     except OSError as error:

@@ -81,6 +81,7 @@ class Nodes:
         }
         self._fit: list[str] = []
         self._known: set[str] = set()
+        self._put_off: set[str] = set()
         self._asked: dict[Any, tuple[_Node, float, ExitStack]] = {}
         self._looked = time.monotonic()
         self.unseen: set[str] = set()
@@ -121,17 +122,23 @@ class Nodes:
         if time.monotonic() - self._looked < _LOOK:
             return []
         self._looked = time.monotonic()
-        for node in _nodes():
-            if node.id not in self._known:
-                self._known.add(node.id)
-                self._ask_later(node)
-        return [said for reference in list(self._asked) if (said := self._hear(reference))]
+        said = [self._ask_later(node) for node in _nodes() if node.id not in self._known]
+        said += [self._hear(reference) for reference in list(self._asked)]
+        return [each for each in said if each]
 
-    def _ask_later(self, node: _Node) -> None:
+    def _ask_later(self, node: _Node) -> str:
+        """Ask a node that has joined; return what keeps it from being asked, once."""
         stack = ExitStack()
-        tokens = stack.enter_context(_tokens(self._folders))
+        try:
+            tokens = stack.enter_context(_tokens(self._folders))
+        except Failure as failure:  # the output may take files again in a moment
+            said = "" if node.id in self._put_off else f"{failure.code}: {failure.message}"
+            self._put_off.add(node.id)
+            return said and f"node {node.name} has joined and waits: {said}"
+        self._known.add(node.id)
         (reference,) = _send([node], self._question | {"tokens": tokens})
         self._asked[reference] = node, time.monotonic() + _PATIENCE, stack
+        return ""
 
     def _hear(self, reference: Any) -> str:
         """Return what a node that joined later has answered, in words; "" as long as it has not."""

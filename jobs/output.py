@@ -75,9 +75,11 @@ def print_rows(
 def print_value(
     value: Mapping[str, Any], output: OutputFormat, page: Callable[[ModuleType], RenderableType]
 ) -> None:
-    """Print one thing to standard output, as JSON or as a page for people."""
+    """Print one thing to standard output, as JSON, as CSV of one row, or as a page for people."""
     if output is OutputFormat.JSON:
         print_text(to_json(value))
+    elif output is OutputFormat.CSV:
+        print_text(to_csv([value], tuple(value)))
     else:
         _print_table(page)
 

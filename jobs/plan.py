@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +34,7 @@ LOGS = ".logs"
 BASELINES = ".baselines"
 """Folder of an output directory: what each image adds to the metrics of eager models."""
 
+_RENAME = "rename one of the two models"
 _NOT_DONE = "not done yet, or something changed"
 _TOOLS = ("torch", "torchvision")
 
@@ -163,6 +165,9 @@ def make_plan(
 
 def _check_places(outputs: Sequence[Place]) -> None:
     taken = set(outputs)
+    if len(taken) < len(outputs):
+        twice = next(output for output, count in Counter(outputs).items() if count > 1)
+        raise Failure("manifest.invalid", f"two exports would write {twice}", stage=Stage.PLAN, hint=_RENAME)
     for output in outputs:
         for parent in output.parents:
             if parent in taken:
@@ -170,7 +175,7 @@ def _check_places(outputs: Sequence[Place]) -> None:
                     "manifest.invalid",
                     f"artifact {output} would lie inside artifact {parent}",
                     stage=Stage.PLAN,
-                    hint="rename one of the two models",
+                    hint=_RENAME,
                 )
 
 

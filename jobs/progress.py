@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -79,7 +80,59 @@ def display(total: int, cached: int, *, quiet: bool = False) -> Display:
     """
     if quiet:
         return Display()
-    return LiveView(total, cached) if sys.stderr.isatty() else Lines(total, cached)
+    return Steadfast(LiveView(total, cached) if sys.stderr.isatty() else Lines(total, cached))
+
+
+class Steadfast(Display):
+    """Another display, which falls silent when nobody can be told any more: a run goes on without.
+
+    Its pipe may have been closed, its terminal be gone, the disk of its log be full.
+    """
+
+    def __init__(self, display: Display) -> None:
+        self.display = display
+
+    def __enter__(self) -> Self:
+        with self._falling_silent():
+            self.display.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._falling_silent():
+            self.display.__exit__(kind, error, trace)
+
+    def wants_stages(self) -> bool:
+        """Whether the other one wants them."""
+        return self.display.wants_stages()
+
+    def running(self, jobs: Sequence[Running]) -> None:
+        """Show what is running."""
+        with self._falling_silent():
+            self.display.running(jobs)
+
+    def finished(self, job: Finished) -> None:
+        """Show that an export has ended."""
+        with self._falling_silent():
+            self.display.finished(job)
+
+    def retrying(self, label: str, failure: FailureRecord, tries: str, seconds: float) -> None:
+        """Show that a job is tried again."""
+        with self._falling_silent():
+            self.display.retrying(label, failure, tries, seconds)
+
+    def say(self, message: str) -> None:
+        """Show one line."""
+        with self._falling_silent():
+            self.display.say(message)
+
+    @contextmanager
+    def _falling_silent(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SystemExit):  # rich leaves the process when a pipe is closed
+            self.display = Display()
 
 
 class Lines(Display):

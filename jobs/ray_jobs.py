@@ -289,9 +289,7 @@ def _moment(milliseconds: int | None) -> str | None:
 
 def _print(client: Any, address: str, job: str, result: OutputFormat) -> None:
     row = _row(client, address, job)
-    print_value(
-        row, OutputFormat.JSON if result is OutputFormat.JSON else OutputFormat.TABLE, lambda _: _page(row)
-    )
+    print_value(row, result, lambda _: _page(row))
 
 
 def _page(row: Mapping[str, Any]) -> RenderableType:
@@ -319,7 +317,7 @@ def _follow_to_the_end(client: Any, address: str, job: str, result: OutputFormat
         return INTERRUPTED
     row = _row(client, address, job)
     if result is not OutputFormat.TABLE:
-        _print(client, address, job, OutputFormat.JSON)
+        print_value(row, result, lambda _: _page(row))
     return _exit_code(client, address, row)
 
 

@@ -86,11 +86,11 @@ def run_plan(
             with (
                 _terminable(),
                 joined(settings.address, settings.workers, hosts.server(), **more) as workers,
+                _terminable(),  # Ray sets signal handlers of its own when it starts; these come after
             ):
                 nodes = None if settings.address is None else Nodes(plan, hosts.preload)
                 if nodes is not None:
                     nodes.check()
-                # Ray sets signal handlers of its own when it starts; these come after.
                 with _signals() as count:
                     crew = Crew(
                         plan,
@@ -102,7 +102,11 @@ def run_plan(
                         pause=settings.pause,
                         nodes=nodes,
                     )
-                    interrupted = crew.run(workers, grows=settings.workers is None)
+                    try:
+                        interrupted = crew.run(workers, grows=settings.workers is None)
+                    except LookupError:  # an export is not open any more
+                        registry.is_cancel_requested(plan.run_id)  # raises if the run is not, either
+                        raise
     finally:
         for job in book.dirty:
             discard(job.output, job.id)
@@ -117,16 +121,18 @@ def run_plan(
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end what begins as Ctrl-C does, so that the run is closed."""
+    """Let SIGTERM, or a terminal that is gone, end what begins as Ctrl-C does, so that the run is closed."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        with _handled(interrupt, *_endings()):
+            yield
+    except SystemExit as ended:
+        if ended.code == signal.SIGTERM:  # what Ray makes of it while it starts or ends
+            raise KeyboardInterrupt from None
+        raise
 
 
 @contextmanager
@@ -137,9 +143,21 @@ def _signals() -> Iterator[Callable[[], int]]:
     def note(number: int, _frame: FrameType | None) -> None:
         caught.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handled(note, signal.SIGINT, *_endings()):
         yield lambda: len(caught)
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def _endings() -> list[signal.Signals]:
+    """Return the signals besides Ctrl-C that ask to end; nohup takes away that of a lost terminal."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGHUP]

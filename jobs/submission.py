@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from zooport.export_core import formats
 from zooport.export_core.extensions import locate
 from zooport.export_core.failures import Failure
-from zooport.export_core.places import Place, output_place
+from zooport.export_core.places import Place, output_place, real
 from zooport.jobs.digests import DigestCache, default_cache
+from zooport.jobs.exit_codes import BROKEN_OFF
 from zooport.jobs.fetching import fetch_weights
 from zooport.jobs.hosts import HostSettings
 from zooport.jobs.manifest import load_manifest
@@ -23,7 +24,7 @@ from zooport.jobs.plan import Plan, make_plan, place
 from zooport.jobs.progress import display
 from zooport.jobs.registry import open_registry
 from zooport.jobs.registry.drivers import Driver
-from zooport.jobs.registry.records import ExportFilter, export_id, new_run_id
+from zooport.jobs.registry.records import ExportFilter, FailedExport, export_id, new_run_id
 from zooport.jobs.registry.records import text as as_stored
 from zooport.jobs.runner import RunSettings, run_plan
 from zooport.jobs.values import ExportJob, ExportTarget
@@ -121,8 +122,11 @@ def rerun(request: Request, run: str | None, code: str | None, *, include_unsupp
     with open_registry(request.registry, create=False) as registry:
         _recover(registry)
         failed = registry.failed_exports(run, code, include_unsupported=include_unsupported)
+        said = "" if failed else "nothing failed that has not succeeded since"
+        failed = _repeatable(failed)
         if not failed:
-            sys.stderr.write("zooport: nothing failed that has not succeeded since\n")
+            if said:
+                sys.stderr.write(f"zooport: {said}\n")
             if request.result is not OutputFormat.TABLE:
                 print_rows([], PLAN_COLUMNS, request.result, lambda tables: tables.plain_table([], ()))
             return 0
@@ -135,6 +139,27 @@ def rerun(request: Request, run: str | None, code: str | None, *, include_unsupp
     replaces = [each.id for each in failed]
     reasons = [f"{each.status} as {each.id}: {each.code}: {each.message}" for each in failed]
     return _carry_out(_Work(Path(path), text, wanted, "rerun", latest, replaces, reasons), request)
+
+
+def _repeatable(failed: Sequence[FailedExport]) -> list[FailedExport]:
+    """Return what may be run again as it was recorded, and say what may not.
+
+    What the manifest was refused for needs another manifest. Of several exports into one directory, as of a
+    manifest that was renamed, the newest is run; the next rerun finds its artifact for the others.
+    """
+    found = [each for each in failed if not each.code.startswith("manifest.")]
+    if len(found) < len(failed):
+        sys.stderr.write(
+            f"zooport: {len(failed) - len(found)} refused for what the manifest says:"
+            " edit it and submit it again\n"
+        )
+    newest = {real(each.job.output): each for each in found}
+    if len(newest) < len(found):
+        sys.stderr.write(
+            f"zooport: {len(found) - len(newest)} older ones write the same directories as others,"
+            " which are run in their place\n"
+        )
+    return list(newest.values())
 
 
 def resume(request: Request, run: str) -> int:
@@ -255,7 +280,12 @@ def _carry_out(work: _Work, request: Request) -> int:
         registry.be_patient(_PATIENCE)
         hosts = replace(request.hosts, run_id=plan.run_id, driver=Driver.current())
         with display(len(plan.exports), len(plan.cached)) as shown:
-            outcome = run_plan(plan, registry, shown, request.settings, hosts)
+            try:
+                outcome = run_plan(plan, registry, shown, request.settings, hosts)
+            except Failure as failure:
+                if failure.code.startswith("registry."):  # its file or server was there when the run began
+                    failure.details[BROKEN_OFF] = plan.run_id
+                raise
         _print_result(registry, plan.run_id, request.result)
         return outcome.exit_code
 

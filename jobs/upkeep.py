@@ -15,7 +15,7 @@ from zooport.jobs.audit import (
     WRONG,
     Finding,
     State,
-    check_artifacts,
+    check_registry,
     find_leftovers,
     find_unused,
     remove,
@@ -38,6 +38,7 @@ _STYLES = {
     State.STAGING: "yellow",
     State.FOREIGN: "dim",
     State.UNUSED: "yellow",
+    State.BUSY: "cyan",
 }
 
 
@@ -57,7 +58,7 @@ def verify(url: str | None, run: str | None, output: OutputFormat, *, everything
         run_id = None if run is None else registry.run(run).id
         stored = registry.artifacts(run_id)
         with _bar("reading", sum(each.record.size for each in stored)) as advance:
-            checked = check_artifacts(stored, advance)
+            checked = check_registry(registry, stored, run_id, advance)
         found = [*checked, *find_leftovers(registry, run_id)]
     shown = found if everything else [each for each in found if each.state in WRONG]
     rows = [each.to_dict() for each in shown]
@@ -138,7 +139,7 @@ def _verify_page(shown: Sequence[Finding], found: Sequence[Finding]) -> Renderab
     counts = Counter(each.state for each in found)
     total = size(sum(each.bytes for each in found if each.state is State.INTACT))
     summary = Text(f"{counts[State.INTACT]} intact ({total})", style="bold")
-    for state in (*WRONG, State.FOREIGN):
+    for state in (*WRONG, State.FOREIGN, State.BUSY):
         if counts[state]:
             summary.append(f", {counts[state]} {state}", style=_STYLES[state])
     advice = []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from zooport.export_core.failures import Failure
 from zooport.export_core.sources import DatasetSource
 from zooport.jobs.digests import DigestCache
 from zooport.jobs.plan import Plan, make_plan, place
@@ -85,6 +86,28 @@ def test_a_baseline_that_the_other_run_does_not_measure_after_all_is_measured_he
     assert notes.waited == 1
     assert outcome.exit_code == 0
     assert rows["good-1"].metrics["bbox/AP"].baseline == METRICS["bbox/AP"]
+
+
+def test_a_registry_that_is_away_for_a_moment_does_not_end_the_waiting(
+    bench: Bench, dataset: DatasetSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, asked = Registry.baselines_elsewhere, []
+
+    def away(self: Registry, keys: list[str], run_id: str) -> dict[str, str]:
+        asked.append(run_id)
+        if len(asked) == 2:  # after the first, in which the run learned that it has to wait
+            raise Failure("registry.unavailable", "the server is being restarted")
+        return ask(self, keys, run_id)
+
+    with open_registry(str(bench.folder / "registry.db")) as other:
+        plan = begin(bench, other, NAME, dataset)
+        result = BaselineResult(plan.baselines[0].key, 1.0, METRICS)
+        bench.notes = OnWaiting(lambda: other.record_baseline(result))
+        monkeypatch.setattr(Registry, "baselines_elsewhere", away)
+        outcome, rows = bench.run(bench.target(NAME, dataset=dataset))
+    assert outcome.exit_code == 0
+    assert rows[NAME].metrics["bbox/AP"].baseline == METRICS["bbox/AP"]
+    assert len(asked) > 2
 
 
 def test_only_the_later_of_two_runs_waits_and_for_no_dead_driver(

@@ -195,6 +195,36 @@ class TestRerun:
         assert submission.rerun(REQUEST, None, "resource.*", include_unsupported=False) == 0
         assert "nothing failed" in capsys.readouterr().err
 
+    def test_of_two_exports_into_one_directory_the_newest_is_run(
+        self, zoo: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        manifest = write_manifest(zoo, "raise-1")
+        submission.submit(manifest, REQUEST)
+        manifest.rename(zoo / "fleet.yaml")
+        submission.submit(zoo / "fleet.yaml", REQUEST)
+        newest = newest_run(zoo).id
+        dry = replace(REQUEST, dry_run=True, result=OutputFormat.JSON)
+        capsys.readouterr()
+        assert submission.rerun(dry, None, None, include_unsupported=False) == 0
+        printed = capsys.readouterr()
+        (row,) = json.loads(printed.out)
+        assert newest in row["reason"]
+        assert "1 older ones write the same directories" in printed.err
+
+    def test_what_the_manifest_was_refused_for_is_not_run_again(
+        self, zoo: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for name in ("a.pth", "b.pth", "config.yaml"):
+            (zoo / "scanned" / "unclear").mkdir(parents=True, exist_ok=True)
+            (zoo / "scanned" / "unclear" / name).write_text("VERSION: 2")
+        (zoo / "zoo.yaml").write_text("models: [{scan: scanned}]\nformats: [torchscript-trace]")
+        assert submission.submit(Path("zoo.yaml"), REQUEST) == 1
+        refused = rows(zoo)["unclear"]
+        capsys.readouterr()
+        assert submission.rerun(REQUEST, None, None, include_unsupported=False) == 0
+        assert "1 refused for what the manifest says" in capsys.readouterr().err
+        assert rows(zoo)["unclear"].message == refused.message
+
     def test_a_dry_run_says_why_each_is_run_again(
         self, zoo: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

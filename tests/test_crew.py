@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from zooport.export_core.sources import CheckpointSource
+from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.jobs import crew as crews
 from zooport.jobs.agenda import Agenda, Task
 from zooport.jobs.book import Book
@@ -16,9 +17,10 @@ from zooport.jobs.crew import Crew
 from zooport.jobs.hosts import HostSettings
 from zooport.jobs.plan import Plan
 from zooport.jobs.progress import Display
-from zooport.jobs.values import ExportJob
+from zooport.jobs.values import BaselineJob, ExportJob, Part, PartKind, Status
 
 SMALL, LARGE = 1, 8
+SOURCE = CheckpointSource("m", Path("/c.yaml"), Path("/w.pth"))
 
 
 class FakeHost:
@@ -48,8 +50,7 @@ class FakeRegistry:
 
 
 def task(size: int, number: int = 1) -> Task:
-    source = CheckpointSource("m", Path("/c.yaml"), Path("/w.pth"))
-    job = ExportJob("r.1", "k", source, "torchscript-trace", Path("/out"), Path("/log"), reservation=size)
+    job = ExportJob("r.1", "k", SOURCE, "torchscript-trace", Path("/out"), Path("/log"), reservation=size)
     return Task(job, size, number)
 
 
@@ -111,6 +112,23 @@ def test_whom_nothing_waits_for_any_more_is_dismissed(crew: Crew) -> None:
     assert hosts(crew) == []
     assert first.killed
     assert second.killed
+
+
+def test_what_stops_at_a_failure_ends_what_it_has_begun(crew: Crew) -> None:
+    crew._fail_fast = True
+    crew._book.counts[Status.FAILED] = 1
+    awaited, other = (
+        Task(BaselineJob(key, SOURCE, DatasetSource("d", SOURCE.config, SOURCE.config), SOURCE.config), SMALL)
+        for key in ("k", "other")
+    )
+    follow_up = replace(task(SMALL), job=replace(task(SMALL).job, part=Part(PartKind.LOCATE, ())))
+    crew._agenda = Agenda([task(SMALL), other, follow_up, awaited])
+    busy = at_work(crew, LARGE)
+    busy.task = replace(busy.task, job=replace(busy.task.job, baseline="k"))
+    crew._agenda.wait(task(SMALL), 0.0)
+    becomes_free(crew, at_work(crew, SMALL))
+    assert [crew._agenda.take(SMALL), crew._agenda.take(SMALL)] == [awaited, None]
+    assert follow_up in [host.task for host in hosts(crew)]
 
 
 def test_a_free_one_goes_on_with_its_size_and_then_makes_room_for_another(crew: Crew) -> None:

@@ -128,11 +128,10 @@ def test_show_prints_where_it_drifts(bench: Bench, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out)["drift"] is None
 
 
-def test_a_run_that_stops_at_the_first_failure_says_that_it_did_not_search(
-    tmp_path: Path, bench: Bench
-) -> None:
+def test_a_run_that_stops_at_the_first_failure_ends_what_it_has_begun(tmp_path: Path, bench: Bench) -> None:
     stopped = Bench(tmp_path)
-    outcome, _ = stopped.run(stopped.target("sure-1", dataset=stopped.dataset()), fail_fast=True, workers=1)
+    target = stopped.target("sure-1", dataset=stopped.dataset())
+    outcome, rows = stopped.run(target, stopped.target("last-1"), fail_fast=True, workers=1)
     assert outcome.exit_code == 1
-    assert detail(stopped, "sure-1").drift is None
-    assert notes(stopped, "sure-1") == ["where the drift begins was not found: the run was stopped before"]
+    assert detail(stopped, "sure-1").drift is not None
+    assert rows["last-1"].status == "cancelled"

@@ -10,7 +10,9 @@ import pytest
 from zooport.export_core import demo, formats
 from zooport.export_core.failures import Failure
 from zooport.jobs import manifest as reading
+from zooport.jobs.limits import STAGES, TOTAL
 from zooport.jobs.manifest import Manifest, load_manifest
+from zooport.jobs.manifest_spec import TimeoutSpec
 from zooport.jobs.scan import scan
 from zooport.jobs.yaml_lines import MAX_VALUES, YamlError, read_yaml
 
@@ -53,6 +55,10 @@ def complaint(folder: Path, text: str) -> str:
     assert "\n" not in caught.value.message
     assert str(folder / "zoo.yaml") in caught.value.message
     return caught.value.message
+
+
+def test_every_stage_can_have_a_timeout() -> None:
+    assert TimeoutSpec.model_fields.keys() == {*STAGES, TOTAL}
 
 
 def test_each_model_is_a_target_in_each_of_its_formats(tmp_path: Path) -> None:

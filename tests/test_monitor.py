@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from zooport.jobs.registry.records import LiveJob, RunState
 from zooport.jobs.registry.writer import Registry
 from zooport.jobs.runner import RunSettings
 from zooport.jobs.status_page import status_page
+from zooport.jobs.values import ExportResult
 from zooport.tests.fake_stages import FAKE
 from zooport.tests.registry_support import begin, fail, python, run_of, succeed, wait_for_line
 
@@ -166,6 +168,14 @@ class TestStatus:
         assert "and 84 more" in captured.get()
 
 
+def test_a_run_is_a_row_of_csv(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    (job,) = begin(registry, ["a"])
+    assert cli.run(["status", "-o", "csv"]) == 0
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert row["id"] == run_of(job)
+    assert row["counts.pending"] == "1"
+
+
 class TestLogs:
     """The log of an export."""
 
@@ -223,6 +233,65 @@ class TestLogs:
         assert cli.run(["logs", name, "--follow"]) == 0
         assert capsys.readouterr().out == "one\ntwo\nthe end\n"
 
+    def test_following_goes_on_with_the_next_attempt(
+        self,
+        registry: Registry,
+        logged: tuple[str, Path],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        name, log = logged
+        crash = Failure("worker.crashed", "killed").record()
+        again = tmp_path / "a.2.log"
+
+        def first_ends() -> None:
+            log.write_text("one\n")
+            registry.finish_attempt(name, ExportResult(name, 1.0, failure=crash), again=True)
+
+        def second_begins() -> None:
+            registry.start_attempt(name, "w", again)
+            again.write_text("t")
+
+        def second_ends() -> None:
+            again.write_text("two\n")
+            registry.cancel([name])
+
+        steps = iter([first_ends, second_begins, second_ends])
+        monkeypatch.setattr(time, "sleep", lambda _: next(steps)())
+        assert cli.run(["logs", name, "--follow"]) == 0
+        assert capsys.readouterr().out == "one\ntwo\n"
+
+    def test_following_waits_for_the_first_attempt(
+        self,
+        registry: Registry,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        (job,) = begin(registry, ["a"])
+
+        def begins() -> None:
+            (tmp_path / "a.log").write_text("one\n")
+            registry.start_attempt(job.id, "w", tmp_path / "a.log")
+
+        steps = iter([begins, lambda: registry.cancel([job.id])])
+        monkeypatch.setattr(time, "sleep", lambda _: next(steps)())
+        assert cli.run(["logs", "a", "--follow"]) == 0
+        assert capsys.readouterr().out == "one\n"
+
+    def test_following_ends_with_a_dead_driver(
+        self, registry: Registry, logged: tuple[str, Path], file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        name, log = logged
+        log.write_text("one\n")
+        with sqlite3.connect(file) as connection:
+            connection.execute("UPDATE runs SET process = 'of another time'")
+        assert cli.run(["logs", name, "--follow"]) == 0
+        printed = capsys.readouterr()
+        assert printed.out == "one\n"
+        assert "is dead" in printed.err
+
 
 class TestCancel:
     """Another process's run is stopped."""
@@ -233,7 +302,7 @@ class TestCancel:
         registry.finish_run(run_of(job))
         assert cli.run(["cancel", "latest"]) == 0
         assert "is over: succeeded" in capsys.readouterr().out
-        assert not registry.is_cancel_requested(run_of(job))
+        assert not registry.state().cancel_requested
 
     def test_a_driver_that_ends_by_the_signal_leaves_a_run_to_be_closed(
         self, registry: Registry, file: Path, capsys: pytest.CaptureFixture[str]

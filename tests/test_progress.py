@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import sys
 
 import pytest
@@ -10,10 +12,11 @@ from rich.console import Console
 from rich.live import Live
 
 from zooport.export_core.failures import Failure
-from zooport.jobs.progress import Display, Finished, Lines, LiveView, Running, display
+from zooport.jobs.progress import Display, Finished, Lines, LiveView, Running, Steadfast, display
 from zooport.jobs.values import Status
 
 DONE = Finished("mask_rcnn  onnx", Status.SUCCEEDED, "bbox 40.00 → 40.00 (+0.00)", 12.3)
+BAD_RECORD = Failure("worker.crashed", "killed by SIGSEGV").record()
 BAD = Finished("retinanet  onnx", Status.FAILED, "worker.crashed: killed by SIGSEGV", 0.5)
 
 
@@ -100,9 +103,34 @@ def test_names_cannot_move_the_cursor() -> None:
     assert "\x1b[2J" not in "\n".join(rendered(view))
 
 
+def shown(made: Display) -> Display:
+    assert isinstance(made, Steadfast)
+    return made.display
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_run_goes_on_when_nobody_can_be_told_any_more(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    ours, theirs = os.openpty() if is_terminal else os.pipe()[::-1]
+    with os.fdopen(ours if not is_terminal else theirs, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with display(2, 0) as made:
+            os.close(theirs if not is_terminal else ours)  # the reader of the pipe, or the terminal, is gone
+            for _ in range(3):
+                made.finished(DONE)
+                made.retrying("a", BAD_RECORD, "try 2 of 3", 1.0)
+                made.running([Running("a", "export", 1.0)])
+                made.say("more")
+        monkeypatch.undo()
+        assert type(shown(made)) is Display
+        with contextlib.suppress(OSError):
+            stream.close()
+
+
 def test_a_terminal_gets_the_view(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert isinstance(display(1, 0), LiveView)
+    assert isinstance(shown(display(1, 0)), LiveView)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
-    assert isinstance(display(1, 0), Lines)
+    assert isinstance(shown(display(1, 0)), Lines)
     assert type(display(1, 0, quiet=True)) is Display

@@ -30,6 +30,7 @@ from zooport.export_core.checkpoints import remote
 from zooport.export_core.failures import Failure
 from zooport.export_core.places import local
 from zooport.jobs import fetching, submission
+from zooport.jobs.exit_codes import exit_code
 from zooport.jobs.hosts import HostSettings
 from zooport.jobs.output import OutputFormat
 from zooport.jobs.progress import Running
@@ -379,6 +380,7 @@ def test_a_deleted_registry(
     with pytest.raises(Failure) as caught:
         submission.submit(manifest, REQUEST)
     assert caught.value.code == "registry.missing"
+    assert exit_code(caught.value) == 1  # 2 would say that it was asked for in a wrong way
     assert leftovers(zoo) == []
     assert striker.struck is not None
     seconds = time.time() - striker.struck

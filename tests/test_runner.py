@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from zooport.export_core.failures import Failure
+from zooport.jobs import runner
 from zooport.jobs.agenda import in_order
 from zooport.jobs.progress import Running
 from zooport.jobs.registry import open_registry
@@ -190,7 +192,7 @@ def test_fail_fast_starts_nothing_more(bench: Bench) -> None:
     assert outcome.exit_code == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_stops_everything_and_the_registry_is_true(bench: Bench, number: int) -> None:
     sent: list[int] = []
 
@@ -209,6 +211,29 @@ def test_an_interruption_stops_everything_and_the_registry_is_true(bench: Bench,
     assert {row.status for row in rows.values()} == {"cancelled"}
     assert {row.code for row in rows.values()} == {"run.cancelled"}
     assert leftovers(bench.folder) == []
+
+
+def test_what_ray_makes_of_sigterm_is_an_interruption() -> None:
+    with pytest.raises(KeyboardInterrupt), runner._terminable():
+        sys.exit(signal.SIGTERM)
+    with pytest.raises(SystemExit), runner._terminable():
+        sys.exit(1)
+
+
+def test_a_run_that_was_closed_from_elsewhere_ends_typed(bench: Bench) -> None:
+    """As by another machine, for which this one has been silent for too long."""
+
+    class Closer(Notes):
+        def running(self, jobs: Sequence[Running]) -> None:
+            if any(job.stage == "export" for job in jobs):
+                with open_registry(str(bench.folder / "registry.db")) as registry:
+                    registry.finish_run(registry.runs()[0].id)
+
+    bench.notes = Closer(watch=True)
+    with pytest.raises(Failure) as caught:
+        bench.run(bench.target("sleep-60-1"), bench.target("good-1"), workers=1)
+    assert caught.value.code == "run.cancelled"
+    assert "was closed while it was going on" in caught.value.message
 
 
 def test_a_second_interruption_does_not_wait(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,6 +170,16 @@ def test_values_that_are_reached_through_a_link_are_in_use(disk: Disk) -> None:
     assert kept.exists()
 
 
+def test_what_a_living_run_writes_is_not_wrong(disk: Disk) -> None:
+    (again,) = disk.begin("a")
+    model = local(again.output) / "model.ts"
+    model.write_text("published, but its verdict waits for a baseline")
+    (local(disk.jobs[1].output) / "model.ts").write_text("other")
+    assert disk.wrong() == {"b/torchscript-trace": "altered"}
+    disk.registry.finish_run(run_of(again))
+    assert disk.wrong() == {"a/torchscript-trace": "altered", "b/torchscript-trace": "altered"}
+
+
 def test_one_run_is_asked_for(disk: Disk) -> None:
     (other,) = disk.begin("d", manifest="/other.yaml")
     disk.succeed(other)

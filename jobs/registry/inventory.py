@@ -10,7 +10,7 @@ from zooport.export_core.places import Place, stored_place
 from zooport.jobs.registry.activity import driver_of
 from zooport.jobs.registry.details import artifact_record
 from zooport.jobs.registry.listing import OWNER
-from zooport.jobs.registry.records import Inventory, OutputRoot, StoredArtifact
+from zooport.jobs.registry.records import LIVE, Inventory, OutputRoot, StoredArtifact
 from zooport.jobs.registry.schema import artifacts, exports, runs
 from zooport.jobs.values import Status
 
@@ -85,6 +85,14 @@ def live_runs(connection: Connection) -> set[str]:
 def outputs_of(connection: Connection, run_ids: set[str]) -> set[Place]:
     """Return where the exports of these runs are written."""
     return {output for run_id in run_ids for _, output in _outputs(connection, run_id)}
+
+
+def being_written(connection: Connection) -> set[Place]:
+    """Return where exports are written that living runs have not come to the end of."""
+    query = select(exports.c.job["output"].as_string()).where(
+        exports.c.status.in_(LIVE), exports.c.run_id.in_(live_runs(connection))
+    )
+    return {stored_place(path) for path in connection.execute(query).scalars()}
 
 
 def named_values(connection: Connection) -> set[Place]:

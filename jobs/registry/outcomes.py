@@ -311,7 +311,8 @@ def lost_its_driver(code: str | None, details: Mapping[str, Any] | None) -> bool
 
 
 def _discard_staged(connection: Connection, run_id: str) -> None:
-    begun = exports.c.status != str(Status.PENDING)
+    # What is pending has not begun or waits for another try; what succeeded or was refused has left nothing.
+    begun = exports.c.status.in_([str(Status.RUNNING), str(Status.FAILED), str(Status.CANCELLED)])
     query = select(exports.c.id, exports.c.job["output"].as_string()).where(
         exports.c.run_id == run_id, begun, exports.c.source_pk.is_(None)
     )

@@ -9,11 +9,13 @@ from typing import Self
 
 from sqlalchemy import select
 
+from zooport.export_core.failures import Failure
+from zooport.export_core.places import Place as ArtifactPlace
 from zooport.jobs.registry.activity import driver_of, run_state
 from zooport.jobs.registry.database import Database, Place
 from zooport.jobs.registry.details import detail
 from zooport.jobs.registry.drivers import Driver
-from zooport.jobs.registry.inventory import inventory, stored_artifacts
+from zooport.jobs.registry.inventory import being_written, inventory, stored_artifacts
 from zooport.jobs.registry.listing import list_exports, run_rows
 from zooport.jobs.registry.names import resolve_export, resolve_run
 from zooport.jobs.registry.records import (
@@ -121,10 +123,21 @@ class Reader:
             return driver_of(connection.execute(select(runs).where(runs.c.id == run_id)).one())
 
     def is_cancel_requested(self, run_id: str) -> bool:
-        """Return whether somebody asked for the run to be cancelled; cheap enough to ask every second."""
-        query = select(runs.c.cancel_requested_at).where(runs.c.id == run_id)
+        """Return whether somebody asked for the run to be cancelled; cheap enough to ask every second.
+
+        Raises:
+            Failure: ``run.cancelled`` when the run is over, because somebody took its driver for dead.
+        """
+        query = select(runs.c.cancel_requested_at, runs.c.status).where(runs.c.id == run_id)
         with self._database.reading() as connection:
-            return connection.execute(query).scalar_one_or_none() is not None
+            row = connection.execute(query).one_or_none()
+        if row is not None and row.status != str(Status.RUNNING):
+            raise Failure(
+                "run.cancelled",
+                f"{run_id} was closed while it was going on: somebody took this driver for dead",
+                hint="a machine that sleeps gives no signs of life; zooport resume goes on with what is left",
+            )
+        return row is not None and row.cancel_requested_at is not None
 
     def has_run(self, run_id: str) -> bool:
         """Return whether there is a run of exactly this id."""
@@ -139,6 +152,11 @@ class Reader:
         """
         with self._database.reading() as connection:
             return stored_artifacts(connection, run_id)
+
+    def being_written(self) -> set[ArtifactPlace]:
+        """Return the directories of exports that living runs are at: what lies there may change."""
+        with self._database.reading() as connection:
+            return being_written(connection)
 
     def inventory(self, run_id: str | None = None) -> Inventory:
         """Return what tells a left-over directory from one that somebody needs."""
@@ -157,7 +175,7 @@ class Reader:
         return next(iter(self.find_successes([key]).get(key, ())), None)
 
     def find_successes(self, keys: Collection[str]) -> dict[str, list[Success]]:
-        """Return the successes of every content key that has some: the newest in each directory, newest first."""
+        """Return the successes of every content key that has some: one in each directory, newest first."""
         found: dict[str, list[Success]] = {}
         with self._database.reading() as connection:
             for chunk in chunks(keys):
