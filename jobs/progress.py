@@ -6,7 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -132,7 +132,9 @@ class Steadfast(Display):
         try:
             yield
         except (OSError, SystemExit):  # rich leaves the process when a pipe is closed
-            self.display = Display()
+            broken, self.display = self.display, Display()
+            with suppress(OSError, SystemExit):  # the view has taken standard output's place, too
+                broken.__exit__(None, None, None)
 
 
 class Lines(Display):

@@ -113,6 +113,7 @@ def test_a_run_goes_on_when_nobody_can_be_told_any_more(
     monkeypatch: pytest.MonkeyPatch, is_terminal: bool
 ) -> None:
     ours, theirs = os.openpty() if is_terminal else os.pipe()[::-1]
+    before = sys.stdout
     with os.fdopen(ours if not is_terminal else theirs, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
         with display(2, 0) as made:
@@ -124,6 +125,7 @@ def test_a_run_goes_on_when_nobody_can_be_told_any_more(
                 made.say("more")
         monkeypatch.undo()
         assert type(shown(made)) is Display
+        assert sys.stdout is before
         with contextlib.suppress(OSError):
             stream.close()
 
