@@ -21,6 +21,7 @@ from zooport.export_core.config import Config, load_config
 from zooport.export_core.description import describe_model, read_description, write_description
 from zooport.export_core.evaluation import open_image_cache
 from zooport.export_core.evaluation.costs import Costs, Stopwatch, size_of
+from zooport.export_core.evaluation.images import require_format
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats.base import RUNTIME, AnyPredictor, Array, as_arrays
 from zooport.export_core.samples import Sample, find_samples, made_up_inputs
@@ -81,6 +82,7 @@ def _export(
     report: Report,
 ) -> list[str]:
     config = load_config(checkpoint.config, checkpoint.overrides)
+    require_format(config.INPUT.FORMAT)  # a synthetic picture would hide that no image can be read
     exporter.requires(config, options)
     loaded_dataset = _load_dataset(dataset, config)
     model, digest, weights_notes = load_checkpoint(checkpoint, config)

@@ -315,6 +315,20 @@ def test_a_model_that_finds_nothing_is_not_exported(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("order", ["YUV-BT.601", "GBR"])
+def test_a_channel_order_that_cannot_be_read_is_refused_where_no_image_is_read(
+    order: str, tmp_path: Path
+) -> None:
+    checkpoint, _ = source_of("faster_rcnn_fpn")
+    odd = replace(checkpoint, overrides={"INPUT.FORMAT": order})
+
+    with pytest.raises(Failure, match=rf"INPUT\.FORMAT is {order!r}") as caught:
+        pipeline.export_stage(odd, SCRIPT, {}, None, None, tmp_path, ignore)
+
+    assert caught.value.code == "unsupported.architecture"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_the_user_overrides_holds_in_the_artifact(tmp_path: Path) -> None:
     checkpoint, dataset = source_of("faster_rcnn_fpn", limit=3)
     few = replace(checkpoint, overrides={"TEST.DETECTIONS_PER_IMAGE": 2})

@@ -272,6 +272,17 @@ def test_spoiled_artifacts(
     assert raised.value.code == code
 
 
+def test_images_in_a_channel_order_that_is_not_read_are_not_predicted(make: Make, tmp_path: Path) -> None:
+    artifact = shutil.copytree(make("mask_rcnn_fpn"), tmp_path / "artifact")
+    steps = json.loads((artifact / "model.json").read_text())["preprocessing"]
+    rewrite("preprocessing", steps | {"channel_order": "YUV-BT.601"})(artifact)
+
+    rows, failures, _ = predict(artifact, [PICTURE], EVERYTHING, tmp_path)
+
+    assert not rows
+    assert [failure["code"] for failure in failures] == ["unsupported.architecture"]
+
+
 def test_an_artifact_whose_package_is_not_installed(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
