@@ -70,6 +70,26 @@ def test_pixels_are_counted(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert metrics["sem_seg/pACC"] == pytest.approx(100 * 500 / 700)
 
 
+def test_a_panoptic_model_is_measured_by_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a dataset has no classes, so nothing can be said against those of the instances."""
+    dataset = load_dataset(written("ade20k_sem_seg_val", tmp_path, monkeypatch))
+    config = make_config(
+        MODEL__META_ARCHITECTURE="PanopticFPN",
+        MODEL__MASK_ON=True,
+        MODEL__SEM_SEG_HEAD__NUM_CLASSES=3,
+        INPUT__MIN_SIZE_TEST=0,
+    )
+
+    def panoptic(image: Any, first: int = 0) -> dict[str, Any]:
+        boxes = np.array([[0, 0, 9, 9], [5, 5, 20, 15]], dtype=np.float32)
+        instances = {"pred_boxes": boxes, "scores": boxes[:, 2] / 30, "pred_classes": np.array([first, 4])}
+        return {**model(image), **instances, "pred_masks": np.ones((2, 1, 28, 28), dtype=np.float32)}
+
+    assert evaluate(panoptic, dataset, config) == evaluate(model, dataset, CONFIG)
+    with pytest.raises(Failure, match="pred_classes holds -1"):
+        evaluate(lambda image: panoptic(image, first=-1), dataset, config)
+
+
 def test_a_missing_label_map_and_a_folder_without_images_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 from zooport.export_core.evaluation.postprocess import INSTANCE_FIELDS, Array
 from zooport.export_core.failures import Failure
 
+_ANY_NUMBER = 1 << 31
+
 # Per instance field, the shape after the first dimension; None is any length.
 _INSTANCE_SHAPES: dict[str, tuple[int | None, ...]] = {
     "pred_boxes": (4,),
@@ -28,7 +30,7 @@ def check_outputs(outputs: Mapping[str, Array], image: str, classes: int) -> dic
     Args:
         outputs: detectron2's field names -> numpy arrays.
         image: name for messages.
-        classes: number of classes that ``pred_classes`` indexes.
+        classes: number of classes that ``pred_classes`` indexes; 0 where it is not known.
 
     Returns:
         The same arrays.
@@ -50,7 +52,7 @@ def check_outputs(outputs: Mapping[str, Array], image: str, classes: int) -> dic
             )
     for group in INSTANCE_FIELDS:
         _check_lengths({name: len(checked[name]) for name in group if name in checked}, image)
-    _check_classes(checked.get("pred_classes"), image, classes)
+    _check_classes(checked.get("pred_classes"), image, classes or _ANY_NUMBER)
     return checked
 
 
