@@ -70,6 +70,20 @@ def test_pixels_are_counted(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert metrics["sem_seg/pACC"] == pytest.approx(100 * 500 / 700)
 
 
+def test_the_dataset_says_what_is_ignored_and_not_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = load_dataset(written("ade20k_sem_seg_val", tmp_path, monkeypatch))
+    config = make_config(
+        MODEL__META_ARCHITECTURE="SemanticSegmentor",
+        MODEL__SEM_SEG_HEAD__NUM_CLASSES=3,
+        MODEL__SEM_SEG_HEAD__IGNORE_VALUE=0,
+        INPUT__MIN_SIZE_TEST=0,
+    )
+
+    assert evaluate(model, dataset, config) == evaluate(model, dataset, CONFIG)
+
+
 def test_a_panoptic_model_is_measured_by_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a dataset has no classes, so nothing can be said against those of the instances."""
     dataset = load_dataset(written("ade20k_sem_seg_val", tmp_path, monkeypatch))

@@ -48,14 +48,17 @@ class SemanticIoU:
                 )
 
     def collect(self, result: ImageOutputs, dataset: Dataset, config: Any) -> Rows:
-        """Count pixels by predicted and true label; ignored pixels are left out."""
+        """Count pixels by predicted and true label; those that the dataset ignores are left out.
+
+        What the config ignores (SEM_SEG_HEAD.IGNORE_VALUE) is about training, on whichever dataset that was.
+        """
         count = setting(config, _CLASSES)
         given = result.outputs["sem_seg"]
         found = given.shape[0] if given.dtype.kind == "f" else max(count, int(given.max()) + 1)
         if found != count:
             raise Failure("artifact.mismatch", f"output sem_seg has {found} labels, not {count} ({_CLASSES})")
         truth = _true_labels(result.image, dataset, config)
-        counted = truth != setting(config, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", IGNORED)
+        counted = truth != IGNORED
         wrong = truth[counted & (truth >= count)]
         if wrong.size:
             raise Failure(
