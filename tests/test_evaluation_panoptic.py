@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from zooport.export_core.evaluation.segmentation import merge_panoptic, semantic
 from zooport.export_core.failures import Failure
 from zooport.export_core.sources import DatasetSource
 from zooport.tests.evaluation_support import DATA, make_config, write_dataset
-from zooport.tests.panoptic_support import STUFF, THINGS, panoptic_images
+from zooport.tests.panoptic_support import STUFF, THINGS, Segments, panoptic_images
 
 THINGS_AND_STUFF = {
     "MODEL__META_ARCHITECTURE": "PanopticFPN",
@@ -126,6 +126,11 @@ def test_pixels_without_truth_and_crowds_cost_nothing() -> None:
 
 def test_panoptic_quality_equals_that_of_panopticapi() -> None:
     expected = json.loads((DATA / "panoptic_metrics.json").read_text())
+
+    assert quality(panoptic_images()) == pytest.approx(expected, abs=1e-9)
+
+
+def quality(images: Sequence[tuple[Any, Segments, Any, Segments]]) -> dict[str, float]:
     rows = [
         match_segments(
             true_map,
@@ -133,7 +138,7 @@ def test_panoptic_quality_equals_that_of_panopticapi() -> None:
             found_map,
             {identifier: category for identifier, category, _ in found},
         )
-        for true_map, true, found_map, found in panoptic_images()
+        for true_map, true, found_map, found in images
     ]
     things, stuff = (
         [SimpleNamespace(id=category, is_thing=group is THINGS) for category in group]
@@ -141,8 +146,35 @@ def test_panoptic_quality_equals_that_of_panopticapi() -> None:
     )
     truth = SimpleNamespace(things=things, stuff=stuff, categories=[*things, *stuff])
     dataset: Any = SimpleNamespace(require_panoptic=lambda: truth)
+    metrics, tally = PanopticQuality().measure(rows, dataset, None)
+    resampled = PanopticQuality().resampled(tally, np.ones((1, len(rows)), dtype=np.int32))
+    assert {name: points for name, (points,) in resampled.items() if not np.isnan(points)} == pytest.approx(
+        metrics, abs=1e-9
+    )
+    return metrics
 
-    assert PanopticQuality().score(rows, dataset, None) == pytest.approx(expected, abs=1e-9)
+
+@pytest.mark.parametrize("crowd", [False, True])
+def test_which_qualities_there_are_does_not_depend_on_what_was_found(crowd: bool) -> None:
+    """Stuff alone is annotated, and maybe a crowd of things, which nobody has to find."""
+    true_map = ids("1111222200")
+    true: Segments = [(1, STUFF[0], False), *([(2, THINGS[0], True)] if crowd else [])]
+    nothing = np.zeros_like(true_map)
+    found: list[tuple[Any, Segments]] = [
+        (nothing, []),
+        (ids("1111000000"), [(1, STUFF[0], False)]),
+        (ids("3333000000"), [(3, THINGS[1], False)]),
+        (ids("1113000000"), [(1, STUFF[0], False), (3, THINGS[1], False)]),
+    ]
+
+    metrics = [quality([(true_map, true, *each)]) for each in found]
+
+    assert {frozenset(each) for each in metrics} == {
+        frozenset(f"{name}{suffix}" for name in ("PQ", "SQ", "RQ") for suffix in ("", "_st"))
+    }
+    # What is of no true category still counts in the average over all.
+    assert [each["PQ"] for each in metrics] == pytest.approx([0, 100, 0, 75 / 2])
+    assert [each["PQ_st"] for each in metrics] == pytest.approx([0, 100, 0, 75])
 
 
 def write_panoptic(
