@@ -18,6 +18,7 @@ _INSTANCE_SHAPES: dict[str, tuple[int | None, ...]] = {
     "pred_classes": (),
     "pred_masks": (1, None, None),
     "pred_keypoints": (None, 3),
+    "pred_keypoint_heatmaps": (None, None, None),
     "proposal_boxes": (4,),
     "objectness_logits": (),
     "sem_seg": (None, None),
