@@ -327,6 +327,23 @@ def test_bad_panoptic_annotations_are_named(tmp_path: Path, case: str) -> None:
     assert caught.value.code == "dataset.invalid"
 
 
+def test_the_digest_covers_panoptic_maps_whatever_they_are_called(tmp_path: Path) -> None:
+    def rename(document: dict[str, Any]) -> None:
+        masks = tmp_path / "panoptic"
+        for entry in document["annotations"]:
+            (masks / entry["file_name"]).rename(masks / f"gt_{entry['file_name']}")
+            entry["file_name"] = f"gt_{entry['file_name']}"
+
+    source, _ = write_panoptic(tmp_path, rename)
+    before = load_dataset(source)
+    digest = before.digest()
+    path = tmp_path / "panoptic" / "gt_first.png"
+    Image.fromarray(np.asarray(Image.open(path))[::-1]).save(path)
+
+    assert load_dataset(source).digest() != digest
+    assert path in before.files()
+
+
 def test_missing_label_maps_are_named_before_the_model_runs(tmp_path: Path) -> None:
     source, maps = write_panoptic(tmp_path)
     model = PanopticOracle(source, maps)
