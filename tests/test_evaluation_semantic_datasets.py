@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zooport.export_core.evaluation import evaluate, load_dataset
+from zooport.export_core.evaluation import evaluate, load_dataset, select_tasks
 from zooport.export_core.failures import Failure
 from zooport.export_core.known_datasets import named_dataset
 from zooport.export_core.sources import DatasetSource
@@ -115,6 +116,28 @@ def test_a_missing_label_map_and_a_folder_without_images_are_named(
         image.unlink()
     with pytest.raises(Failure, match="has no images"):
         load_dataset(source)
+
+
+def test_label_maps_among_the_images_are_not_taken_for_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = written("ade20k_sem_seg_val", tmp_path, monkeypatch)
+    Image.fromarray(label_map()).save(source.images / "b.png")
+
+    with pytest.raises(Failure, match=r"b\.png and b\.jpg are two images with one label map") as caught:
+        load_dataset(source)
+    assert caught.value.code == "dataset.invalid"
+    with pytest.raises(Failure, match=r"a\.png is both an image and its label map"):
+        load_dataset(replace(source, images=source.annotations))
+
+
+def test_a_dataset_of_labels_says_nothing_of_proposals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = load_dataset(written("ade20k_sem_seg_val", tmp_path, monkeypatch))
+
+    with pytest.raises(Failure, match="offers nothing to evaluate a ProposalNetwork with"):
+        select_tasks(make_config(MODEL__META_ARCHITECTURE="ProposalNetwork"), dataset)
 
 
 def test_the_digest_notices_every_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
