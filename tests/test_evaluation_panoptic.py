@@ -297,6 +297,18 @@ BAD_PANOPTIC: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda document: document["annotations"][0]["segments_info"][0].update(category_id=1),
         r"annotations\[0\] is not a panoptic annotation: unknown category_id 1",
     ),
+    "segment twice": (
+        lambda document: document["annotations"][0]["segments_info"][1].update(id=500),
+        r"annotations\[0\] is not a panoptic annotation: two segments have one id",
+    ),
+    "segment of nothing": (
+        lambda document: document["annotations"][0]["segments_info"][0].update(id=0),
+        r"annotations\[0\] is not a panoptic annotation: a segment has the id 0",
+    ),
+    "image twice": (
+        lambda document: document["annotations"][1].update(image_id=0),
+        r"annotations\[1\] is not a panoptic annotation: image 0 is annotated twice",
+    ),
     "no segments": (
         lambda document: document["annotations"][1].pop("segments_info"),
         r"annotations\[1\] is not a panoptic annotation",
