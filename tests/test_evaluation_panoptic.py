@@ -268,6 +268,21 @@ def test_wrong_stuff_costs_stuff_alone(tmp_path: Path) -> None:
     assert metrics["sem_seg/mIoU"] == pytest.approx((things_iou + metrics["sem_seg/IoU-sky"]) / 3)
 
 
+def test_labels_of_one_name_keep_a_metric_each(tmp_path: Path) -> None:
+    def rename(document: dict[str, Any]) -> None:
+        document["categories"][3]["name"] = "sky"
+
+    source, maps = write_panoptic(tmp_path, rename)
+    no_sea = {image: np.where(colours == 600, 500, colours) for image, colours in maps.items()}
+    model = PanopticOracle(source, no_sea)
+
+    metrics = evaluate(model, model.dataset, make_config(**THINGS_AND_STUFF))
+
+    assert metrics["sem_seg/ACC-sky#50"] == pytest.approx(100.0)
+    assert metrics["sem_seg/ACC-sky#60"] == 0.0
+    assert "sem_seg/ACC-sky" not in metrics
+
+
 def test_semantic_models_are_measured_with_label_maps_alone(tmp_path: Path) -> None:
     source, maps = write_panoptic(tmp_path)
     folder = tmp_path / "labels"

@@ -169,10 +169,14 @@ def select_tasks(config: Any, dataset: Dataset) -> list[Task]:
 
 def unique_labels(dataset: Dataset) -> list[str]:
     """Return the class names, those that occur twice followed by their dataset id."""
-    names = dataset.class_names
+    return distinct(dataset.class_names, dataset.category_ids)
+
+
+def distinct(names: Sequence[str], identifiers: Sequence[int]) -> list[str]:
+    """Return the names, those that occur twice followed by their identifier: metrics are told by them."""
     return [
         name if names.count(name) == 1 else f"{name}#{identifier}"
-        for name, identifier in zip(names, dataset.category_ids, strict=True)
+        for name, identifier in zip(names, identifiers, strict=True)
     ]
 
 
