@@ -97,6 +97,7 @@ def _export(
     if extra_inputs and dataset is not None:
         notes.append(f"{', '.join(extra_inputs)} were made up: metrics compare the model with itself only")
     fields = sorted(samples[0].outputs)
+    notes += _unmeasured(config, loaded_dataset, fields)
     _convert(exporter, model, samples[0], fields, staging, options)
     notes += exporter.remarks
     description = describe_model(
@@ -245,6 +246,14 @@ def _load_dataset(dataset: DatasetSource | None, config: Config) -> Dataset | No
     loaded = load_dataset(dataset)
     select_tasks(config, loaded)  # a dataset of other classes is refused before the long work
     return loaded
+
+
+def _unmeasured(config: Config, dataset: Dataset | None, fields: list[str]) -> list[str]:
+    from zooport.export_core.evaluation.tasks import unmeasured
+
+    names = [] if dataset is None else unmeasured(config, dataset, fields)
+    listed = ", ".join(names)
+    return [f"no metric tells of {listed}: the dataset has nothing to compare with"] if names else []
 
 
 def _evaluate(

@@ -149,6 +149,23 @@ def test_a_traced_batch_goes_through_all_stages(tmp_path: Path) -> None:
     assert about["outputs"][-1]["container"] == "a tuple of 3 tuples, one for each image"
 
 
+def test_outputs_that_the_dataset_cannot_judge_are_remarked(tmp_path: Path) -> None:
+    checkpoint, dataset = source_of("mask_rcnn_fpn", limit=2)
+    document = json.loads(dataset.annotations.read_text())
+    for annotation in document["annotations"]:
+        del annotation["segmentation"]
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps(document))
+    remarks = []
+    for number, given in enumerate((dataset, replace(dataset, annotations=boxes))):
+        staging = tmp_path / str(number)
+        staging.mkdir()
+        notes = pipeline.export_stage(checkpoint, SCRIPT, {}, given, None, staging, ignore)
+        remarks.append([note for note in notes if "no metric tells" in note])
+
+    assert remarks == [[], ["no metric tells of pred_masks: the dataset has nothing to compare with"]]
+
+
 def test_samples_are_two_sizes_and_an_empty_image(staging: Path) -> None:
     pipeline.verify_stage(staging, None, ignore)
 

@@ -10,7 +10,7 @@ metrics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from zooport.export_core.evaluation.datasets import Dataset, DatasetImage
 from zooport.export_core.evaluation.postprocess import Array, PastedMask, paste_each
 from zooport.export_core.evaluation.segmentation import LabelMap, semantic_labels
 from zooport.export_core.failures import Failure
+from zooport.export_core.outputs import FIELDS
 
 _NO_DEFAULT = object()
 _ABSENT = object()
@@ -165,6 +166,15 @@ def select_tasks(config: Any, dataset: Dataset) -> list[Task]:
     for task in selected:
         task.check(config, dataset)
     return selected
+
+
+def unmeasured(config: Any, dataset: Dataset, fields: Iterable[str]) -> list[str]:
+    """Return which of a model's outputs no metric speaks of on this dataset.
+
+    Fields of extensions are left out, and heatmaps, which are the keypoints in another form.
+    """
+    read = {name for task in select_tasks(config, dataset) for name in task.outputs}
+    return sorted(name for name in (FIELDS.keys() & set(fields)) - read - {"pred_keypoint_heatmaps"})
 
 
 def unique_labels(dataset: Dataset) -> list[str]:
