@@ -29,7 +29,8 @@ class Prediction:
 
     Attributes:
         kind: "instance" or "proposal"; "thing" or "stuff" of a panoptic map; "label" of a semantic one.
-        category_id: the dataset's id, or the model's class number where it was exported without a dataset.
+        category_id: the dataset's id, or the model's class number where it was exported without a dataset
+            that has classes.
         category: its name.
         score: 0 to 1; None of stuff and labels.
         box: float32 (4,), x1, y1, x2, y2; of segments and labels, around their pixels.
@@ -69,7 +70,7 @@ class Model:
         name: of the model.
         format: of the artifact.
         runtime: what runs it, of formats where there is a choice, "" of others.
-        classes: name of each class by its number, None where it was exported without a dataset.
+        classes: name of each class by its number, None where it was exported without a dataset that has any.
         keypoints: names of an instance's keypoints.
         description: content of model.json.
     """

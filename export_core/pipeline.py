@@ -21,6 +21,7 @@ from zooport.export_core.config import Config, load_config
 from zooport.export_core.description import describe_model, read_description, write_description
 from zooport.export_core.evaluation import open_image_cache
 from zooport.export_core.evaluation.costs import Costs, Stopwatch, size_of
+from zooport.export_core.evaluation.images import require_format
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats.base import RUNTIME, AnyPredictor, Array, as_arrays
 from zooport.export_core.samples import Sample, find_samples, made_up_inputs
@@ -81,6 +82,7 @@ def _export(
     report: Report,
 ) -> list[str]:
     config = load_config(checkpoint.config, checkpoint.overrides)
+    require_format(config.INPUT.FORMAT)  # a synthetic picture would hide that no image can be read
     exporter.requires(config, options)
     loaded_dataset = _load_dataset(dataset, config)
     model, digest, weights_notes = load_checkpoint(checkpoint, config)
@@ -95,6 +97,7 @@ def _export(
     if extra_inputs and dataset is not None:
         notes.append(f"{', '.join(extra_inputs)} were made up: metrics compare the model with itself only")
     fields = sorted(samples[0].outputs)
+    notes += _unmeasured(config, loaded_dataset, fields)
     _convert(exporter, model, samples[0], fields, staging, options)
     notes += exporter.remarks
     description = describe_model(
@@ -243,6 +246,14 @@ def _load_dataset(dataset: DatasetSource | None, config: Config) -> Dataset | No
     loaded = load_dataset(dataset)
     select_tasks(config, loaded)  # a dataset of other classes is refused before the long work
     return loaded
+
+
+def _unmeasured(config: Config, dataset: Dataset | None, fields: list[str]) -> list[str]:
+    from zooport.export_core.evaluation.tasks import unmeasured
+
+    names = [] if dataset is None else unmeasured(config, dataset, fields)
+    listed = ", ".join(names)
+    return [f"no metric tells of {listed}: the dataset has nothing to compare with"] if names else []
 
 
 def _evaluate(

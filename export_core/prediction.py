@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 Report = Callable[[Stage], None]
 
 NEWEST_SCHEMA = 1
-NUMBERED = "category ids are the model's own class numbers, from 0 on: it was exported without a dataset"
+NUMBERED = (
+    "category ids are the model's own class numbers, from 0 on: it was exported without a dataset"
+    " that has classes"
+)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,9 @@ def find_samples(
         the user on what could not be tried.
 
     Raises:
-        Failure: ``sample.no_detections`` when no candidate has any detection.
+        Failure: ``sample.no_detections`` when no candidate has any detection; ``accuracy.nonfinite`` when
+            the model's outputs are no numbers: an artifact that gives the same could not be told from
+            another one.
     """
     samples: list[Sample] = []
     for name, image in _candidates(config, dataset, sample_image, cache):
@@ -86,6 +88,7 @@ def find_samples(
             continue
         sample = run_sample(predictor, name, image, extra_inputs)
         if sample.detections:
+            _require_numbers(sample)
             samples.append(sample)
         if len(samples) == 2:
             break
@@ -110,6 +113,18 @@ def run_sample(predictor: AnyPredictor, name: str, image: Image, extra_inputs: t
     """Run the eager model on an image and made-up values of its further inputs."""
     more = made_up_inputs(image, extra_inputs)
     return Sample(name, {"image": image, **more}, predictor(image, **more))
+
+
+def _require_numbers(sample: Sample) -> None:
+    for name, value in sample.outputs.items():
+        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+            raise Failure(
+                "accuracy.nonfinite",
+                f"output {name} of the eager model holds NaN or infinity for sample {sample.name}",
+                stage=Stage.EXPORT,
+                hint="the checkpoint holds such weights, or weights that are not of this config",
+                details={"output": name, "image": sample.name},
+            )
 
 
 def made_up_inputs(image: Image, names: tuple[str, ...]) -> dict[str, Image]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zooport.export_core.failures import Failure, Stage
-from zooport.export_core.outputs import FIELDS
+from zooport.export_core.outputs import FIELDS, has_rows
 from zooport.export_core.samples import Sample, count_detections
 
 if TYPE_CHECKING:
@@ -64,15 +64,24 @@ def compare_outputs(sample: Sample, found: Mapping[str, Array], tolerance: Toler
     missing = [name for name in sample.outputs if name not in found]
     if missing:
         raise _mismatch(sample, missing[0], "is missing")
+    found = {name: np.asarray(found[name]) for name in sample.outputs}
     if tolerance.unmatched and any(name in sample.outputs for name in BOXES):
         rows, deviations = _compare_counterparts(sample, found, tolerance)
         whole = {name: value for name, value in sample.outputs.items() if name not in rows}
+        _check_shapes(sample, whole, found)
         return deviations | _compare_fields(sample, whole, found, None, tolerance)
     wanted_count, found_count = count_detections(sample.outputs), count_detections(found)
     if wanted_count != found_count:
         raise _mismatch(sample, "scores", f"has {found_count} detections instead of {wanted_count}")
+    _check_shapes(sample, sample.outputs, found)
     order = _pair(sample.outputs, found, tolerance)
     return _compare_fields(sample, sample.outputs, found, order, tolerance)
+
+
+def _check_shapes(sample: Sample, outputs: Mapping[str, Array], found: Mapping[str, Array]) -> None:
+    for name, wanted in outputs.items():
+        if found[name].shape != wanted.shape:
+            raise _mismatch(sample, name, f"has shape {found[name].shape} instead of {wanted.shape}")
 
 
 def _compare_fields(
@@ -84,10 +93,8 @@ def _compare_fields(
 ) -> dict[str, float]:
     deviations = {}
     for name, wanted in outputs.items():
-        value = np.asarray(found[name])
-        if value.shape != wanted.shape:
-            raise _mismatch(sample, name, f"has shape {value.shape} instead of {wanted.shape}")
-        if order is not None and len(value) == len(order):
+        value = found[name]
+        if order is not None and _is_of_each(name, value, len(order)):
             value = value[order]
         deviation, limit, unit = _deviation(name, wanted, value, tolerance)
         if not deviation <= limit:  # NaN is never within a limit
@@ -108,7 +115,9 @@ def _compare_counterparts(
     rows = {
         name
         for name, value in sample.outputs.items()
-        if len(value) == wanted_count and len(found[name]) == found_count and name != "sem_seg"
+        if _is_of_each(name, value, wanted_count)
+        and _is_of_each(name, found[name], found_count)
+        and value.shape[1:] == found[name].shape[1:]
     }
     free = np.ones(found_count, dtype=bool)
     worst = dict.fromkeys(sorted(rows), 0.0)
@@ -133,6 +142,11 @@ def _compare_counterparts(
         what = f"has counterparts for {matched} of {wanted_count} detections among {found_count}"
         raise _mismatch(sample, boxes, what)
     return rows, worst
+
+
+def _is_of_each(name: str, value: Array, count: int) -> bool:
+    """Whether a field has an entry for each of so many detections; a map has as many labels by chance."""
+    return has_rows(name) and value.ndim > 0 and len(value) == count
 
 
 def _deviation(  # noqa: PLR0911  one for each kind

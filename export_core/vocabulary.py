@@ -44,7 +44,8 @@ class Vocabulary:
     """Everything that is known of a model's outputs.
 
     Attributes:
-        classes: what ``pred_classes`` counts, None where the model was exported without a dataset.
+        classes: what ``pred_classes`` counts, None where the model was exported without a dataset or with
+            one that has no categories.
         labels: the channels of ``sem_seg``; None where there are none or they have no names.
         keypoints: names of the keypoints of an instance.
         skeleton: which of them a line joins, as pairs of indices.
@@ -97,8 +98,9 @@ def describe_vocabulary(config: Config, dataset: Dataset | None, fields: Collect
         entries["panoptic"] = asdict(merge)
     if dataset is None:
         return entries
-    pairs = zip(dataset.class_names, dataset.category_ids, strict=True)
-    entries["classes"] = [asdict(Term(index, name, id_)) for index, (name, id_) in enumerate(pairs)]
+    if dataset.categories:
+        pairs = zip(dataset.class_names, dataset.category_ids, strict=True)
+        entries["classes"] = [asdict(Term(index, name, id_)) for index, (name, id_) in enumerate(pairs)]
     if "sem_seg" in fields:
         entries["labels"] = _labels(config, dataset)
     if "pred_keypoints" in fields:

@@ -201,6 +201,28 @@ def test_wrong_number_of_keypoints_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ([1, 2, 2], "annotation 2 has 1 keypoints, others of its category 2"),
+        ([1, 2], "annotation 2: keypoints must be numbers, x, y and visibility for each keypoint of cat"),
+        ([1, 2, "2"], "annotation 2: keypoints must be numbers"),
+        ({"nose": 1}, "annotation 2: keypoints must be numbers"),
+    ],
+)
+def test_keypoints_without_names_must_be_as_many_for_each_object(
+    tmp_path: Path, second: Any, message: str
+) -> None:
+    def change(document: Document) -> None:
+        document["annotations"][0]["keypoints"] = [1, 2, 2, 3, 4, 0]
+        document["annotations"][2]["keypoints"] = second
+
+    with pytest.raises(Failure, match=message) as caught:
+        load_dataset(write_dataset(tmp_path, change))
+
+    assert caught.value.code == "dataset.invalid"
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"{", "is not JSON"),

@@ -124,6 +124,10 @@ def test_outputs_that_are_no_numbers_are_named(tmp_path: Path, name: str, value:
         (lambda outputs: {**outputs, "scores": outputs["scores"][:, None]}, r"scores has shape \(2, 1\)"),
         (lambda outputs: {**outputs, "scores": outputs["scores"][:1]}, "differ in length: .*scores 1"),
         (lambda outputs: {**outputs, "pred_masks": outputs["pred_masks"][:, 0]}, r"not \(N, 1, \?, \?\)"),
+        (
+            lambda outputs: {**outputs, "pred_keypoint_heatmaps": outputs["pred_masks"][:1]},
+            "differ in length: .*pred_keypoint_heatmaps 1",
+        ),
         (spoil("pred_classes", 2), "pred_classes holds 2 for image first.png; there are 2 classes"),
         (spoil("pred_classes", -1), "pred_classes holds -1"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,23 @@ def test_sigmas_must_fit_the_keypoints(demo_zoo: Path) -> None:
     with pytest.raises(Failure, match=r"TEST\.KEYPOINT_OKS_SIGMAS has 17 values for 5 keypoints") as caught:
         compute_metrics(nothing(dataset), dataset, keypoint_config(TEST__KEYPOINT_OKS_SIGMAS=[]))
     assert caught.value.code == "config.invalid"
+
+
+def test_keypoints_without_names_are_measured_as_those_with(demo_zoo: Path, tmp_path: Path) -> None:
+    named = demo_source(demo_zoo, "keypoints_val.json")
+    document = json.loads(named.annotations.read_text())
+    for category in document["categories"]:
+        del category["keypoints"]
+    (tmp_path / "nameless.json").write_text(json.dumps(document))
+    dataset = load_dataset(replace(named, annotations=tmp_path / "nameless.json"))
+    predictions = recorded_predictions(
+        "keypoint_rcnn_fpn", dataset, {"bbox": "bbox", "keypoints": "bbox keypoints"}
+    )
+
+    metrics = compute_metrics(predictions, dataset, keypoint_config())
+
+    assert dataset.categories[0].keypoints == ("0", "1", "2", "3", "4")
+    assert metrics == pytest.approx(published(demo_zoo, "keypoint_rcnn_fpn", ("bbox", "keypoints")), abs=1e-6)
 
 
 def test_keypoint_ap_is_kept_per_category(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from zooport.export_core.evaluation.segmentation import merge_panoptic, semantic
 from zooport.export_core.failures import Failure
 from zooport.export_core.sources import DatasetSource
 from zooport.tests.evaluation_support import DATA, make_config, write_dataset
-from zooport.tests.panoptic_support import STUFF, THINGS, panoptic_images
+from zooport.tests.panoptic_support import STUFF, THINGS, Segments, panoptic_images
 
 THINGS_AND_STUFF = {
     "MODEL__META_ARCHITECTURE": "PanopticFPN",
@@ -126,6 +126,11 @@ def test_pixels_without_truth_and_crowds_cost_nothing() -> None:
 
 def test_panoptic_quality_equals_that_of_panopticapi() -> None:
     expected = json.loads((DATA / "panoptic_metrics.json").read_text())
+
+    assert quality(panoptic_images()) == pytest.approx(expected, abs=1e-9)
+
+
+def quality(images: Sequence[tuple[Any, Segments, Any, Segments]]) -> dict[str, float]:
     rows = [
         match_segments(
             true_map,
@@ -133,7 +138,7 @@ def test_panoptic_quality_equals_that_of_panopticapi() -> None:
             found_map,
             {identifier: category for identifier, category, _ in found},
         )
-        for true_map, true, found_map, found in panoptic_images()
+        for true_map, true, found_map, found in images
     ]
     things, stuff = (
         [SimpleNamespace(id=category, is_thing=group is THINGS) for category in group]
@@ -141,8 +146,35 @@ def test_panoptic_quality_equals_that_of_panopticapi() -> None:
     )
     truth = SimpleNamespace(things=things, stuff=stuff, categories=[*things, *stuff])
     dataset: Any = SimpleNamespace(require_panoptic=lambda: truth)
+    metrics, tally = PanopticQuality().measure(rows, dataset, None)
+    resampled = PanopticQuality().resampled(tally, np.ones((1, len(rows)), dtype=np.int32))
+    assert {name: points for name, (points,) in resampled.items() if not np.isnan(points)} == pytest.approx(
+        metrics, abs=1e-9
+    )
+    return metrics
 
-    assert PanopticQuality().score(rows, dataset, None) == pytest.approx(expected, abs=1e-9)
+
+@pytest.mark.parametrize("crowd", [False, True])
+def test_which_qualities_there_are_does_not_depend_on_what_was_found(crowd: bool) -> None:
+    """Stuff alone is annotated, and maybe a crowd of things, which nobody has to find."""
+    true_map = ids("1111222200")
+    true: Segments = [(1, STUFF[0], False), *([(2, THINGS[0], True)] if crowd else [])]
+    nothing = np.zeros_like(true_map)
+    found: list[tuple[Any, Segments]] = [
+        (nothing, []),
+        (ids("1111000000"), [(1, STUFF[0], False)]),
+        (ids("3333000000"), [(3, THINGS[1], False)]),
+        (ids("1113000000"), [(1, STUFF[0], False), (3, THINGS[1], False)]),
+    ]
+
+    metrics = [quality([(true_map, true, *each)]) for each in found]
+
+    assert {frozenset(each) for each in metrics} == {
+        frozenset(f"{name}{suffix}" for name in ("PQ", "SQ", "RQ") for suffix in ("", "_st"))
+    }
+    # What is of no true category still counts in the average over all.
+    assert [each["PQ"] for each in metrics] == pytest.approx([0, 100, 0, 75 / 2])
+    assert [each["PQ_st"] for each in metrics] == pytest.approx([0, 100, 0, 75])
 
 
 def write_panoptic(
@@ -236,6 +268,21 @@ def test_wrong_stuff_costs_stuff_alone(tmp_path: Path) -> None:
     assert metrics["sem_seg/mIoU"] == pytest.approx((things_iou + metrics["sem_seg/IoU-sky"]) / 3)
 
 
+def test_labels_of_one_name_keep_a_metric_each(tmp_path: Path) -> None:
+    def rename(document: dict[str, Any]) -> None:
+        document["categories"][3]["name"] = "sky"
+
+    source, maps = write_panoptic(tmp_path, rename)
+    no_sea = {image: np.where(colours == 600, 500, colours) for image, colours in maps.items()}
+    model = PanopticOracle(source, no_sea)
+
+    metrics = evaluate(model, model.dataset, make_config(**THINGS_AND_STUFF))
+
+    assert metrics["sem_seg/ACC-sky#50"] == pytest.approx(100.0)
+    assert metrics["sem_seg/ACC-sky#60"] == 0.0
+    assert "sem_seg/ACC-sky" not in metrics
+
+
 def test_semantic_models_are_measured_with_label_maps_alone(tmp_path: Path) -> None:
     source, maps = write_panoptic(tmp_path)
     folder = tmp_path / "labels"
@@ -265,6 +312,18 @@ BAD_PANOPTIC: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda document: document["annotations"][0]["segments_info"][0].update(category_id=1),
         r"annotations\[0\] is not a panoptic annotation: unknown category_id 1",
     ),
+    "segment twice": (
+        lambda document: document["annotations"][0]["segments_info"][1].update(id=500),
+        r"annotations\[0\] is not a panoptic annotation: two segments have one id",
+    ),
+    "segment of nothing": (
+        lambda document: document["annotations"][0]["segments_info"][0].update(id=0),
+        r"annotations\[0\] is not a panoptic annotation: a segment has the id 0",
+    ),
+    "image twice": (
+        lambda document: document["annotations"][1].update(image_id=0),
+        r"annotations\[1\] is not a panoptic annotation: image 0 is annotated twice",
+    ),
     "no segments": (
         lambda document: document["annotations"][1].pop("segments_info"),
         r"annotations\[1\] is not a panoptic annotation",
@@ -293,6 +352,23 @@ def test_bad_panoptic_annotations_are_named(tmp_path: Path, case: str) -> None:
     with pytest.raises(Failure, match=message) as caught:
         evaluate(model, model.dataset, make_config(**THINGS_AND_STUFF))
     assert caught.value.code == "dataset.invalid"
+
+
+def test_the_digest_covers_panoptic_maps_whatever_they_are_called(tmp_path: Path) -> None:
+    def rename(document: dict[str, Any]) -> None:
+        masks = tmp_path / "panoptic"
+        for entry in document["annotations"]:
+            (masks / entry["file_name"]).rename(masks / f"gt_{entry['file_name']}")
+            entry["file_name"] = f"gt_{entry['file_name']}"
+
+    source, _ = write_panoptic(tmp_path, rename)
+    before = load_dataset(source)
+    digest = before.digest()
+    path = tmp_path / "panoptic" / "gt_first.png"
+    Image.fromarray(np.asarray(Image.open(path))[::-1]).save(path)
+
+    assert load_dataset(source).digest() != digest
+    assert path in before.files()
 
 
 def test_missing_label_maps_are_named_before_the_model_runs(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats import onnx_file
 from zooport.export_core.formats.base import Format
 from zooport.export_core.formats.onnx_dense import split
+from zooport.export_core.formats.onnx_frame import to_frame
 from zooport.export_core.formats.onnx_heatmaps import MatrixHeatmapDecoder, peaks, upper_bounds
 from zooport.export_core.formats.onnx_operators import float_at_most, registered
 from zooport.export_core.formats.onnx_regions import OneImageSelector
@@ -232,6 +233,28 @@ def test_results_in_the_frame_of_the_original_image(name: str, demo: Any, tmp_pa
             inputs = {"image": given.numpy(), "height": np.array(height), "width": np.array(width)}
             for found in (predict(**inputs), in_batch(**inputs)):
                 compare_outputs(Sample(name, inputs, wanted), found, exporter().tolerance(options))
+
+
+def test_detections_without_area_are_dropped_with_every_field() -> None:
+    """The first box is outside of the image, the last one a line."""
+    boxes = torch.tensor([[70.0, 5, 90, 20], [5, 5, 30, 40], [10, 8, 10, 30]])
+    generator = torch.Generator().manual_seed(0)
+    fields = {
+        "pred_boxes": boxes,
+        "scores": torch.tensor([0.9, 0.8, 0.7]),
+        "pred_classes": torch.tensor([0, 1, 2]),
+        "pred_masks": torch.rand(3, 1, 28, 28, generator=generator),
+        "pred_keypoints": torch.rand(3, 5, 3, generator=generator),
+        "pred_keypoint_heatmaps": torch.rand(3, 5, 56, 56, generator=generator),
+    }
+    image = torch.zeros(3, 48, 64)
+
+    wanted = in_image_frame(arrays(fields), (48, 64), (96, 128))
+    found = arrays(to_frame(fields, image, torch.tensor(96), torch.tensor(128)))
+
+    assert {name: len(value) for name, value in wanted.items()} == dict.fromkeys(fields, 1)
+    found["pred_masks"] = found["pred_masks"][:, None]
+    compare_outputs(Sample("sample", {"image": image.numpy()}, wanted), found, exporter().tolerance({}))
 
 
 @pytest.mark.alone

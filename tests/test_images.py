@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from zooport.export_core.evaluation import read_image, resize_shortest_edge
-from zooport.export_core.evaluation.images import resized_shape
+from zooport.export_core.evaluation.images import pixels_of, resized_shape
 from zooport.export_core.failures import Failure
 from zooport.tests.evaluation_support import DATA
 
@@ -137,6 +137,8 @@ def test_float_formats_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"INPUT\.FORMAT is 'YUV-BT\.601'") as caught:
         read_image(tmp_path / "any.png", "YUV-BT.601")
     assert caught.value.code == "unsupported.architecture"
+    with pytest.raises(Failure, match=r"INPUT\.FORMAT is 'GBR'"):
+        pixels_of(Image.new("RGB", (2, 1)), "GBR")
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,23 @@ def test_a_traced_batch_goes_through_all_stages(tmp_path: Path) -> None:
     assert about["outputs"][-1]["container"] == "a tuple of 3 tuples, one for each image"
 
 
+def test_outputs_that_the_dataset_cannot_judge_are_remarked(tmp_path: Path) -> None:
+    checkpoint, dataset = source_of("mask_rcnn_fpn", limit=2)
+    document = json.loads(dataset.annotations.read_text())
+    for annotation in document["annotations"]:
+        del annotation["segmentation"]
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps(document))
+    remarks = []
+    for number, given in enumerate((dataset, replace(dataset, annotations=boxes))):
+        staging = tmp_path / str(number)
+        staging.mkdir()
+        notes = pipeline.export_stage(checkpoint, SCRIPT, {}, given, None, staging, ignore)
+        remarks.append([note for note in notes if "no metric tells" in note])
+
+    assert remarks == [[], ["no metric tells of pred_masks: the dataset has nothing to compare with"]]
+
+
 def test_samples_are_two_sizes_and_an_empty_image(staging: Path) -> None:
     pipeline.verify_stage(staging, None, ignore)
 
@@ -312,6 +329,20 @@ def test_a_model_that_finds_nothing_is_not_exported(tmp_path: Path) -> None:
         pipeline.export_stage(blind, SCRIPT, {}, dataset, None, tmp_path, ignore)
 
     assert (caught.value.code, caught.value.stage) == ("sample.no_detections", Stage.EXPORT)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("order", ["YUV-BT.601", "GBR"])
+def test_a_channel_order_that_cannot_be_read_is_refused_where_no_image_is_read(
+    order: str, tmp_path: Path
+) -> None:
+    checkpoint, _ = source_of("faster_rcnn_fpn")
+    odd = replace(checkpoint, overrides={"INPUT.FORMAT": order})
+
+    with pytest.raises(Failure, match=rf"INPUT\.FORMAT is {order!r}") as caught:
+        pipeline.export_stage(odd, SCRIPT, {}, None, None, tmp_path, ignore)
+
+    assert caught.value.code == "unsupported.architecture"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,6 +22,7 @@ from zooport.export_core.evaluation.findings import coco_result, find
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.formats import onnx_export
 from zooport.export_core.prediction import ImageJob, Selection, predict_stage
+from zooport.export_core.sources import DatasetSource
 from zooport.export_core.vocabulary import Vocabulary
 from zooport.jobs import prediction
 from zooport.jobs.manifest import load_manifest
@@ -228,6 +229,28 @@ def test_without_a_dataset_classes_are_numbered_and_it_is_said(make: Make, tmp_p
     assert "class numbers" in notes[0]
 
 
+def test_instances_of_a_panoptic_model_have_numbers_where_the_dataset_has_labels_alone(
+    tmp_path: Path,
+) -> None:
+    target = next(
+        each for each in load_manifest(demo.MANIFEST).targets if each.checkpoint.name == "panoptic_fpn"
+    )
+    labels = DatasetSource("stuff", demo.ZOO / "data" / "stuff_val", VAL, limit=3, kind="semantic")
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+
+    pipeline.export_stage(target.checkpoint, "onnx", {}, labels, None, artifact, ignore)
+    metrics = pipeline.verify_stage(artifact, labels, ignore)
+    rows, failures, notes = predict(artifact, [PICTURE], EVERYTHING, tmp_path)
+
+    assert metrics["sem_seg/mIoU"] > 50
+    assert not failures
+    things = {row["category"] for row in rows if row["kind"] == "thing"}
+    assert things
+    assert things <= set("01234")
+    assert "class numbers" in notes[0]
+
+
 def alter(artifact: Path) -> None:
     """Change one byte of the weights."""
     with (artifact / "model.onnx").open("r+b") as file:
@@ -270,6 +293,17 @@ def test_spoiled_artifacts(
         predict(artifact, [PICTURE], EVERYTHING, tmp_path)
 
     assert raised.value.code == code
+
+
+def test_images_in_a_channel_order_that_is_not_read_are_not_predicted(make: Make, tmp_path: Path) -> None:
+    artifact = shutil.copytree(make("mask_rcnn_fpn"), tmp_path / "artifact")
+    steps = json.loads((artifact / "model.json").read_text())["preprocessing"]
+    rewrite("preprocessing", steps | {"channel_order": "YUV-BT.601"})(artifact)
+
+    rows, failures, _ = predict(artifact, [PICTURE], EVERYTHING, tmp_path)
+
+    assert not rows
+    assert [failure["code"] for failure in failures] == ["unsupported.architecture"]
 
 
 def test_an_artifact_whose_package_is_not_installed(

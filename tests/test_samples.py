@@ -126,6 +126,19 @@ def test_no_detection_at_all_is_a_typed_failure(config: Config, tmp_path: Path) 
     assert "--sample-image" in caught.value.hint
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_model_whose_outputs_are_no_numbers_is_not_exported(config: Config, bad: float) -> None:
+    sees = Detector(is_busy)
+
+    def model(image: Array) -> dict[str, Array]:
+        outputs = sees(image)
+        return {**outputs, "pred_masks": np.full((len(outputs["scores"]), 1, 28, 28), bad, np.float32)}
+
+    with pytest.raises(Failure, match="output pred_masks of the eager model holds NaN or infinity") as caught:
+        find_samples(model, config, None, None)
+    assert (caught.value.code, caught.value.stage) == ("accuracy.nonfinite", Stage.EXPORT)
+
+
 def test_a_large_dataset_is_not_searched_to_its_end(config: Config, tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path, [(8, 8)] * (IMAGES_TRIED + 20))
     detector = Detector(lambda image: False)

@@ -111,6 +111,24 @@ def test_detections_of_equal_score_may_change_places() -> None:
     assert max(deviations.values()) == 0
 
 
+def test_labels_of_pixels_keep_their_order_though_they_are_as_many_as_the_detections() -> None:
+    outputs = detections()
+    logits = np.arange(4 * 6, dtype=np.float32).reshape(4, 2, 3)
+    swapped = {name: value[[0, 2, 1, 3]] for name, value in outputs.items()}
+
+    deviations = compare_outputs(
+        sample_of({**outputs, "sem_seg": logits}), {**swapped, "sem_seg": logits}, TOLERANCE
+    )
+
+    assert max(deviations.values()) == 0
+    with pytest.raises(Failure, match="sem_seg differs"):
+        compare_outputs(
+            sample_of({**outputs, "sem_seg": logits}),
+            {**swapped, "sem_seg": logits[[0, 2, 1, 3]]},
+            TOLERANCE,
+        )
+
+
 def test_detections_of_nearly_equal_score_are_paired_by_their_boxes() -> None:
     outputs = detections()
     swapped = {name: value[[0, 2, 1, 3]] for name, value in outputs.items()}
@@ -166,6 +184,12 @@ def test_another_shape_is_named() -> None:
         compare_outputs(
             sample_of(detections()), changed("pred_masks", lambda masks: masks[:, :, :2]), TOLERANCE
         )
+
+
+@pytest.mark.parametrize("field", ["pred_boxes", "pred_classes"])
+def test_fields_of_unlike_length_are_named(field: str) -> None:
+    with pytest.raises(Failure, match=rf"{field} has shape \(3,.* instead of \(4,"):
+        compare_outputs(sample_of(detections()), changed(field, lambda value: value[:3]), TOLERANCE)
 
 
 @pytest.mark.parametrize("field", ["pred_boxes", "scores", "pred_masks"])
@@ -243,6 +267,11 @@ def test_detections_may_lack_a_counterpart_where_the_format_has_fewer_digits() -
 def test_a_detection_beyond_the_tolerance_has_no_counterpart(field: str, by: float) -> None:
     with pytest.raises(Failure, match="has counterparts for 0 of 4"):
         compare_outputs(sample_of(detections()), changed(field, shifted(by)), LOOSE)
+
+
+def test_another_shape_is_named_where_detections_may_lack_a_counterpart() -> None:
+    with pytest.raises(Failure, match=r"pred_masks has shape \(4, 1, 2, 3\) instead of \(4, 1, 3, 3\)"):
+        compare_outputs(sample_of(detections()), changed("pred_masks", lambda masks: masks[:, :, :2]), LOOSE)
 
 
 def test_what_is_no_detection_is_compared_beside_counterparts() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ class Category:
     """One category.
 
     Attributes:
-        keypoints: names of its keypoints, empty when it has none.
+        keypoints: names of its keypoints, their numbers from 0 on where the file gives no names; empty when
+            it has none.
         frequency: in LVIS, by images of the training set: "r" (rare), "c" (common) or "f" (frequent).
         skeleton: which keypoints a line joins when they are drawn, as pairs of indices from 0 on.
     """
@@ -134,7 +135,8 @@ def parse_coco(document: Mapping[str, Any], path: Path) -> CocoFile:
     annotations = reader.entries(
         document, "annotations", lambda entry, what: reader.annotation(entry, what, by_image, by_category)
     )
-    ordered = tuple(sorted(categories, key=lambda category: category.id))
+    named = reader.with_keypoints(categories, annotations)
+    ordered = tuple(sorted(named, key=lambda category: category.id))
     return CocoFile(tuple(images), ordered, tuple(annotations))
 
 
@@ -297,15 +299,38 @@ class _Reader:
             raise self.failure(f"{what}: segmentation: {error}") from error
 
     def _keypoints(self, value: Any, category: Category, what: str) -> tuple[float, ...] | None:
-        if not value or not category.keypoints:
+        if not value:
             return None
-        expected = 3 * len(category.keypoints)
-        if not isinstance(value, list) or len(value) != expected or not all(map(_is_number, value)):
+        wanted = 3 * len(category.keypoints)
+        numbers = value if isinstance(value, list) and all(map(_is_number, value)) else ()
+        if not numbers or len(numbers) % 3 or wanted not in (0, len(numbers)):
+            each = f"each of the {len(category.keypoints)} keypoints" if wanted else "each keypoint"
             raise self.failure(
-                f"{what}: keypoints must be {expected} numbers, x, y and visibility for each of the"
-                f" {len(category.keypoints)} keypoints of category {category.name}"
+                f"{what}: keypoints must be {f'{wanted} ' if wanted else ''}numbers, x, y and visibility for"
+                f" {each} of category {category.name}"
             )
-        return tuple(map(float, value))
+        return tuple(map(float, numbers))
+
+    def with_keypoints(
+        self, categories: Sequence[Category], annotations: Sequence[Annotation]
+    ) -> list[Category]:
+        """Number the keypoints of categories that do not name them; nothing is measured by their names."""
+        counts: dict[int, int] = {}
+        for annotation in annotations:
+            if annotation.keypoints is None:
+                continue
+            count = len(annotation.keypoints) // 3
+            first = counts.setdefault(annotation.category_id, count)
+            if count != first:
+                raise self.failure(
+                    f"annotation {annotation.id} has {count} keypoints, others of its category {first}"
+                )
+        return [
+            category
+            if category.keypoints
+            else replace(category, keypoints=tuple(map(str, range(counts.get(category.id, 0)))))
+            for category in categories
+        ]
 
 
 def mask_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:

@@ -188,6 +188,21 @@ class Dataset:
         images = [image.path for image in self.images]
         return [*annotations, *images, *self._reference_files(), *self.listed_folders]
 
+    @cached_property
+    def _panoptic_maps(self) -> tuple[Path, ...]:
+        """The PNG files of the evaluated images, which panoptic annotations name as they like.
+
+        None where those cannot be read: a model that needs them is refused with what is wrong.
+        """
+        source = self.source
+        if source.panoptic is None or source.panoptic_masks is None:
+            return ()
+        try:
+            truth = load_panoptic(source.panoptic, source.panoptic_masks)
+        except Failure:
+            return ()
+        return tuple(truth.images[image.id].path for image in self.images if image.id in truth.images)
+
     def _reference_files(self) -> list[Path]:
         """Files beside the annotations and images that some tasks compare with, sorted."""
         return sorted(path for path in self._possible_reference_files() if path.is_file())
@@ -196,9 +211,10 @@ class Dataset:
         source = self.source
         if source.panoptic is not None:
             yield source.panoptic
-        for folder in (source.panoptic_masks, source.semantic_masks):
-            if folder is not None:
-                yield from (folder / Path(image.file_name).with_suffix(".png") for image in self.images)
+        yield from self._panoptic_maps
+        if source.semantic_masks is not None:
+            masks = source.semantic_masks
+            yield from (masks / Path(image.file_name).with_suffix(".png") for image in self.images)
 
 
 def load_dataset(source: DatasetSource) -> Dataset:

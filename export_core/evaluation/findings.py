@@ -18,7 +18,6 @@ from zooport.export_core.evaluation.tasks import ImageOutputs
 from zooport.export_core.vocabulary import PanopticMerge, Term, Vocabulary
 
 PROPOSAL = Term(1, "object", None)  # proposals are of no class; COCO's own ids begin with 1
-_ANY_NUMBER = 1 << 31
 
 
 class Kind(StrEnum):
@@ -78,8 +77,7 @@ def find(
     Raises:
         Failure: ``accuracy.nonfinite``, ``artifact.mismatch``.
     """
-    classes = _ANY_NUMBER if vocabulary.classes is None else len(vocabulary.classes)
-    checked = check_outputs(outputs, name, classes)
+    checked = check_outputs(outputs, name, classes=len(vocabulary.classes or ()))
     framed = to_image_frame(checked, network_size, image_size)
     # ImageOutputs takes an image of a dataset; nothing here opens its file.
     image = DatasetImage(name, name, Path(name), *image_size)

@@ -75,7 +75,12 @@ def read_image(path: Path, fmt: str) -> Uint8Image:
 
 
 def pixels_of(image: Image.Image, fmt: str) -> Uint8Image:
-    """Return an image of PIL's upright and in the asked channel order, as :func:`read_image` does a file."""
+    """Return an image of PIL's upright and in the asked channel order, as :func:`read_image` does a file.
+
+    Raises:
+        Failure: ``unsupported.architecture`` for another format than those of :func:`read_image`.
+    """
+    require_format(fmt)
     pixels = np.asarray(_upright(image).convert("L" if fmt == "L" else "RGB"))
     if fmt == "L":
         return pixels[:, :, None]

@@ -9,6 +9,8 @@ import numpy as np
 from zooport.export_core.evaluation.postprocess import INSTANCE_FIELDS, Array
 from zooport.export_core.failures import Failure
 
+_ANY_NUMBER = 1 << 31
+
 # Per instance field, the shape after the first dimension; None is any length.
 _INSTANCE_SHAPES: dict[str, tuple[int | None, ...]] = {
     "pred_boxes": (4,),
@@ -16,6 +18,7 @@ _INSTANCE_SHAPES: dict[str, tuple[int | None, ...]] = {
     "pred_classes": (),
     "pred_masks": (1, None, None),
     "pred_keypoints": (None, 3),
+    "pred_keypoint_heatmaps": (None, None, None),
     "proposal_boxes": (4,),
     "objectness_logits": (),
     "sem_seg": (None, None),
@@ -28,7 +31,7 @@ def check_outputs(outputs: Mapping[str, Array], image: str, classes: int) -> dic
     Args:
         outputs: detectron2's field names -> numpy arrays.
         image: name for messages.
-        classes: number of classes that ``pred_classes`` indexes.
+        classes: number of classes that ``pred_classes`` indexes; 0 where it is not known.
 
     Returns:
         The same arrays.
@@ -50,7 +53,7 @@ def check_outputs(outputs: Mapping[str, Array], image: str, classes: int) -> dic
             )
     for group in INSTANCE_FIELDS:
         _check_lengths({name: len(checked[name]) for name in group if name in checked}, image)
-    _check_classes(checked.get("pred_classes"), image, classes)
+    _check_classes(checked.get("pred_classes"), image, classes or _ANY_NUMBER)
     return checked
 
 

@@ -76,7 +76,11 @@ class PanopticQuality:
         return match_segments(entry.read(image.height, image.width), entry.segments, merged, categories)
 
     def score(self, values: Sequence[Rows], dataset: Dataset, config: Any) -> dict[str, float]:
-        """Return PQ, SQ, RQ, and the same over things (``_th``) and stuff (``_st``)."""
+        """Return PQ, SQ, RQ, and the same over things (``_th``) and stuff (``_st``).
+
+        Of things or stuff without a true segment there are none, whatever the model found: panopticapi's
+        would be of wrong findings alone, and of nothing where there are none.
+        """
         return self.measure(values, dataset, config)[0]
 
     def measure(
@@ -115,9 +119,11 @@ class PanopticQuality:
             metrics = {}
             for suffix, group in (("", np.ones_like(things)), ("_th", things), ("_st", ~things)):
                 present = (weight > 0) & group
+                defined = ((hits + missed)[:, group] > 0).any(axis=1)
                 for name, values in by_category.items():
                     total = np.where(present, values, 0.0).sum(axis=1)
-                    metrics[f"{name}{suffix}"] = 100.0 * total / present.sum(axis=1)
+                    average = 100.0 * total / present.sum(axis=1)
+                    metrics[f"{name}{suffix}"] = np.where(defined, average, np.nan)
         return metrics
 
     def _score(self, values: Sequence[Rows], dataset: Dataset) -> dict[str, float]:
@@ -204,8 +210,11 @@ def _areas(overlaps: Mapping[tuple[int, int], int], side: int) -> dict[int, int]
 
 
 def _averages(group: Sequence[Counts], suffix: str) -> dict[str, float]:
-    """Average over the categories that occur; nothing where none does."""
-    if not group:
+    """Average over the categories that occur; nothing where none of them has a true segment.
+
+    Every true segment is either found or missed, so that says nothing of the model.
+    """
+    if not any(counts.hits or counts.missed for counts in group):
         return {}
     quality = segmentation = recognition = 0.0
     for counts in group:

@@ -15,6 +15,7 @@ from zooport.export_core.evaluation.segmentation import LabelMap
 from zooport.export_core.failures import Failure
 
 IGNORED = 255
+NOTHING = 0  # in a map of segment ids
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,10 @@ def load_panoptic(path: Path, folder: Path) -> PanopticTruth:
     for position, entry in enumerate(entries):
         try:
             segments = tuple(_segment(item, known) for item in entry["segments_info"])
+            if len({segment.id for segment in segments}) < len(segments):
+                raise ValueError("two segments have one id")
+            if entry["image_id"] in images:
+                raise ValueError(f"image {entry['image_id']} is annotated twice")
             images[entry["image_id"]] = PanopticImage(folder / entry["file_name"], segments)
         except (KeyError, TypeError, ValueError) as error:
             raise Failure(
@@ -133,4 +138,6 @@ def load_panoptic(path: Path, folder: Path) -> PanopticTruth:
 def _segment(item: Mapping[str, Any], known: set[int]) -> TrueSegment:
     if item["category_id"] not in known:
         raise ValueError(f"unknown category_id {item['category_id']!r}")
+    if int(item["id"]) == NOTHING:
+        raise ValueError(f"a segment has the id {NOTHING}, which stands for what is not annotated")
     return TrueSegment(int(item["id"]), item["category_id"], bool(item.get("iscrowd", 0)))

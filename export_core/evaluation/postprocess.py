@@ -20,7 +20,7 @@ MASK_THRESHOLD = 0.5
 
 # Fields with one row per instance, the boxes first.
 INSTANCE_FIELDS = (
-    ("pred_boxes", "scores", "pred_classes", "pred_masks", "pred_keypoints"),
+    ("pred_boxes", "scores", "pred_classes", "pred_masks", "pred_keypoints", "pred_keypoint_heatmaps"),
     ("proposal_boxes", "objectness_logits"),
 )
 
@@ -50,9 +50,9 @@ def to_image_frame(
     """Scale instances to the original image, clip their boxes and drop those left without area.
 
     Args:
-        outputs: fields in the network's frame: pred_boxes (N, 4) with scores, pred_classes, pred_masks and
-            pred_keypoints, or proposal_boxes (N, 4) with objectness_logits, where present. Others pass
-            unchanged.
+        outputs: fields in the network's frame: pred_boxes (N, 4) with scores, pred_classes, pred_masks,
+            pred_keypoints and pred_keypoint_heatmaps, or proposal_boxes (N, 4) with objectness_logits, where
+            present. Others pass unchanged.
         network_size: (H, W) of the resized image that the network saw.
         image_size: (H, W) of the original image.
 

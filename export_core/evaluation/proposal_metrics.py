@@ -14,6 +14,7 @@ from zooport.export_core.evaluation.tasks import ImageOutputs, setting
 LIMITS = (100, 1000)
 # Object areas in pixels, both ends included (COCO's small, medium and large).
 AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}
+_WITHOUT_BOXES = ("cityscapes", "semantic")  # kinds of datasets
 _THRESHOLDS = np.arange(0.5, 0.95 + 1e-5, 0.05)
 
 # What one image adds: metric name -> the IoU that each object of that size reaches, 0 if never covered.
@@ -29,10 +30,10 @@ class ProposalRecall:
     def applies(self, config: Any, dataset: Dataset) -> bool:
         """Models that give proposals only, on datasets whose annotations have boxes."""
         proposes = bool(setting(config, "MODEL.META_ARCHITECTURE") == "ProposalNetwork")
-        return proposes and dataset.source.kind != "cityscapes"
+        return proposes and dataset.source.kind not in _WITHOUT_BOXES
 
     def check(self, config: Any, dataset: Dataset) -> None:
-        """Boxes are all that is needed, and every dataset has them."""
+        """Boxes are all that is needed."""
 
     def collect(self, result: ImageOutputs, dataset: Dataset, config: Any) -> Overlaps:
         """Match objects and proposals one to one, the best overlap first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -29,6 +30,7 @@ def load(source: DatasetSource) -> Dataset:
     files = sorted(path for path in source.images.rglob("*") if path.suffix.lower() in IMAGES)
     if not files:
         raise Failure("dataset.invalid", f"{source.images} has no images", hint=PATHS_HINT)
+    _require_one_each(source, files)
     digest = hashlib.sha256()
     images = []
     for file in choose(source, files, lambda path: _identify(source, path)):
@@ -52,6 +54,22 @@ def label_file(source: DatasetSource, name: str) -> Path:
     end, other = _CITYSCAPES
     stem = path.stem.removesuffix(end) + other if path.stem.endswith(end) else path.stem
     return source.annotations / path.with_name(f"{stem}.png")
+
+
+def _require_one_each(source: DatasetSource, files: Sequence[Path]) -> None:
+    """Refuse two images with one label map: mostly the one is the label map, in the folder of the images."""
+    seen: dict[Path, Path] = {}
+    for file in files:
+        truth = label_file(source, file.relative_to(source.images).as_posix())
+        other = seen.setdefault(truth, file)
+        if other != file:
+            problem = f"{file} and {other.name} are two images with one label map"
+        elif truth == file:
+            problem = f"{file} is both an image and its label map"
+        else:
+            continue
+        hint = "keep label maps outside of the folder of the images"
+        raise Failure("dataset.invalid", problem, hint=hint)
 
 
 def _identify(source: DatasetSource, file: Path) -> str:

@@ -14,7 +14,7 @@ from zooport.export_core.evaluation.panoptic_truth import IGNORED
 from zooport.export_core.evaluation.postprocess import Array
 from zooport.export_core.evaluation.segmentation import LabelMap
 from zooport.export_core.evaluation.semantic_dataset import label_file
-from zooport.export_core.evaluation.tasks import ImageOutputs, setting
+from zooport.export_core.evaluation.tasks import ImageOutputs, distinct, setting
 from zooport.export_core.failures import Failure
 from zooport.export_core.sources import DatasetSource
 
@@ -48,14 +48,17 @@ class SemanticIoU:
                 )
 
     def collect(self, result: ImageOutputs, dataset: Dataset, config: Any) -> Rows:
-        """Count pixels by predicted and true label; ignored pixels are left out."""
+        """Count pixels by predicted and true label; those that the dataset ignores are left out.
+
+        What the config ignores (SEM_SEG_HEAD.IGNORE_VALUE) is about training, on whichever dataset that was.
+        """
         count = setting(config, _CLASSES)
         given = result.outputs["sem_seg"]
         found = given.shape[0] if given.dtype.kind == "f" else max(count, int(given.max()) + 1)
         if found != count:
             raise Failure("artifact.mismatch", f"output sem_seg has {found} labels, not {count} ({_CLASSES})")
         truth = _true_labels(result.image, dataset, config)
-        counted = truth != setting(config, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", IGNORED)
+        counted = truth != IGNORED
         wrong = truth[counted & (truth >= count)]
         if wrong.size:
             raise Failure(
@@ -189,7 +192,7 @@ def label_terms(config: Any, dataset: Dataset) -> list[tuple[str, int | None]]:
     if dataset.panoptic is not None and not all(name.isdecimal() for name in names):
         for category, label in _labels_by_category(config, dataset).items():
             ids[label] = category
-        if names[0] == "things" and len(names) == len(dataset.panoptic.stuff) + 1:
+        if len(names) == len(dataset.panoptic.stuff) + 1:
             ids[0] = None
     return list(zip(names, ids, strict=True))
 
@@ -199,7 +202,11 @@ def _label_names(config: Any, dataset: Dataset) -> list[str]:
     names = [str(label) for label in range(setting(config, _CLASSES))]
     if dataset.panoptic is None:
         return names
-    categories = dataset.panoptic.categories
-    if len(names) == len(dataset.panoptic.stuff) + 1:
-        return ["things", *(category.name for category in dataset.panoptic.stuff)]
-    return [category.name for category in categories] if len(names) == len(categories) else names
+    categories, stuff = dataset.panoptic.categories, dataset.panoptic.stuff
+    if len(names) == len(stuff) + 1:
+        identifiers = [0, *(category.id for category in stuff)]
+        return distinct(["things", *(category.name for category in stuff)], identifiers)
+    if len(names) == len(categories):
+        identifiers = [category.id for category in categories]
+        return distinct([category.name for category in categories], identifiers)
+    return names

@@ -10,7 +10,7 @@ metrics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from zooport.export_core.evaluation.datasets import Dataset, DatasetImage
 from zooport.export_core.evaluation.postprocess import Array, PastedMask, paste_each
 from zooport.export_core.evaluation.segmentation import LabelMap, semantic_labels
 from zooport.export_core.failures import Failure
+from zooport.export_core.outputs import FIELDS
 
 _NO_DEFAULT = object()
 _ABSENT = object()
@@ -167,12 +168,25 @@ def select_tasks(config: Any, dataset: Dataset) -> list[Task]:
     return selected
 
 
+def unmeasured(config: Any, dataset: Dataset, fields: Iterable[str]) -> list[str]:
+    """Return which of a model's outputs no metric speaks of on this dataset.
+
+    Fields of extensions are left out, and heatmaps, which are the keypoints in another form.
+    """
+    read = {name for task in select_tasks(config, dataset) for name in task.outputs}
+    return sorted(name for name in (FIELDS.keys() & set(fields)) - read - {"pred_keypoint_heatmaps"})
+
+
 def unique_labels(dataset: Dataset) -> list[str]:
     """Return the class names, those that occur twice followed by their dataset id."""
-    names = dataset.class_names
+    return distinct(dataset.class_names, dataset.category_ids)
+
+
+def distinct(names: Sequence[str], identifiers: Sequence[int]) -> list[str]:
+    """Return the names, those that occur twice followed by their identifier: metrics are told by them."""
     return [
         name if names.count(name) == 1 else f"{name}#{identifier}"
-        for name, identifier in zip(names, dataset.category_ids, strict=True)
+        for name, identifier in zip(names, identifiers, strict=True)
     ]
 
 
