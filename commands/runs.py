@@ -280,11 +280,25 @@ def cancel(
 @commands.command(context_settings={"ignore_unknown_options": True})
 def export(
     config: Annotated[Path, typer.Option("--config-file", help="A detectron2 config.")],
-    weights: Annotated[str, typer.Option(help="Its weights: a file or an address.")],
     export_format: Annotated[str, typer.Option("--format", help="See: zooport formats.")],
     output: Annotated[
         str, typer.Option("--output", metavar="DIR|URL", help="Directory of the artifact, or its address.")
     ],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Its weights: a file or an address. Default: what MODEL.WEIGHTS among the overrides says.",
+            show_default=False,
+        ),
+    ] = None,
+    export_method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="As detectron2 has it, beside --format torchscript: tracing or scripting.",
+            show_default=False,
+        ),
+    ] = None,
     sample_image: Annotated[
         Path | None, typer.Option(help="An image with objects to try the export on.")
     ] = None,
@@ -330,15 +344,17 @@ def export(
 ) -> int:
     """Export one checkpoint, through the same stages as a run, without a registry.
 
-    For those who come from detectron2's export_model.py.
+    It takes the arguments of detectron2's export_model.py, too: --format torchscript with --export-method,
+    and the weights as MODEL.WEIGHTS.
     """
+    from zooport.jobs.detectron2_arguments import format_name, given_weights
     from zooport.jobs.single import Order, export_one
 
     deadlines = deadlines_of(timeout)
     order = Order(
         config=config,
-        weights=weights,
-        format=export_format,
+        format=format_name(export_format, export_method),
+        weights=given_weights(weights, overrides or ()),
         output=output,
         sample_image=sample_image,
         run_eval=run_eval,

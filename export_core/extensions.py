@@ -25,6 +25,7 @@ from typing import Any
 from zooport.export_core.artifacts import file_sha256
 from zooport.export_core.diagnosis import diagnose, one_line
 from zooport.export_core.failures import Failure, Stage
+from zooport.export_core.places import expanded
 
 GROUP = "zooport.extensions"
 
@@ -47,7 +48,7 @@ def locate(name: str, base: Path) -> str:
         Failure: ``extension.invalid`` when there is no such module; nothing is imported to find out.
     """
     is_path = "/" in name or name.endswith(".py")
-    path = base / Path(name).expanduser() if is_path else base / name
+    path = base / expanded(name) if is_path else base / name
     if is_path and path.suffix == ".py":
         path = path.with_suffix("")
     if not name or not all(part.isidentifier() for part in path.name.split(".")):

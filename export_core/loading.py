@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zooport.export_core.failures import Failure, Stage
+from zooport.export_core.places import expanded
 from zooport.export_core.prediction import Artifact
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def load(directory: PathLike, *, runtime: str | None = None) -> Model:
             ``dependency.missing`` for a package or a runtime that is not installed; ``export.option`` for a
             runtime that the format does not have.
     """
-    path = Path(directory).expanduser()
+    path = expanded(directory)
     return Model(Artifact.open(path.parent if path.is_file() else path), runtime)
 
 

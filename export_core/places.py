@@ -134,8 +134,11 @@ def output_place(output: str | Path, base: Path) -> Place:
     """
     text = str(output)
     if isinstance(output, Path) or not is_address(text):
-        return without_detours(base / Path(text).expanduser())
-    parts = urlsplit(text)
+        return without_detours(base / expanded(text))
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise Failure("output.unwritable", f"{text}: {error}", hint=_HINT) from None
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     if parts.scheme == "file":
         return without_detours(Path(unquote(parts.path)))
@@ -148,6 +151,14 @@ def output_place(output: str | Path, base: Path) -> Place:
     place = RemotePath(text)
     _check_scheme(place, parts.scheme)
     return place
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with its ``~``; that of a user who is not there is the name of a file like any other.
+
+    Path's own would raise.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def without_detours(path: Path) -> Path:

@@ -22,6 +22,7 @@ from pydantic import (
 
 from zooport.export_core import known_datasets
 from zooport.export_core.known_datasets import named_dataset
+from zooport.export_core.places import expanded
 from zooport.export_core.sources import DATASET_PATHS, KINDS, DatasetSource, ImageSample
 
 
@@ -198,4 +199,4 @@ def dataset_fields(place: Sequence[str | int]) -> Mapping[str, object]:
 
 def absolute(base: Path, path: str) -> Path:
     """Return a path of the manifest, which stands in ``base``, as an absolute one."""
-    return (base / Path(path).expanduser()).absolute()
+    return (base / expanded(path)).absolute()

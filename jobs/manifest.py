@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from zooport.export_core import known_datasets, places
+from zooport.export_core import formats, known_datasets, places
 from zooport.export_core.checkpoints.fetch import cache_path, is_url
 from zooport.export_core.extensions import locate
 from zooport.export_core.failures import Failure, FailureRecord, Stage
@@ -91,7 +91,7 @@ class _Reading:
         targets: list[ExportTarget] = []
         for index, entry in enumerate(spec.models):
             place: Place = ("models",) if self._is_scan_alone() else ("models", index)
-            formats = self._formats(spec, entry, place)
+            chosen = self._formats(spec, entry, place)
             dataset = self._dataset(datasets, entry, place)
             for checkpoint, refusal in self._checkpoints(entry, place):
                 targets += [
@@ -108,7 +108,7 @@ class _Reading:
                         memory=entry.memory or spec.memory,
                         refusal=refusal,
                     )
-                    for name, options in formats.items()
+                    for name, options in chosen.items()
                 ]
         targets = assign(spec, targets, self._path.name, self._invalid)
         output = places.output_place(spec.output, self._base)
@@ -224,7 +224,17 @@ class _Reading:
                 raise self._invalid((*place_of_formats, index), problem, "zooport formats lists them")
             if name in chosen[:index]:
                 raise self._invalid((*place_of_formats, index), f"format {name!r} is named twice")
-        return {name: self._options(entry, name, known, chosen, place) for name in chosen}
+        options = {name: self._options(entry, name, known, chosen, place) for name in chosen}
+        for name, values in options.items():
+            self._check_values(name, values, (*place, "options"))
+        return options
+
+    def _check_values(self, name: str, options: Mapping[str, Any], place: Place) -> None:
+        try:
+            if options:
+                formats.get(name).check_options(options)
+        except Failure as failure:
+            raise self._invalid(place, failure.message, failure.hint) from None
 
     def _options(
         self,
@@ -337,8 +347,6 @@ def _suggest(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
 
 def _known_options() -> dict[str, list[str]]:
     """Return the names of every format's options."""
-    from zooport.export_core import formats
-
     return {each.name: list(each.options) for each in formats.describe()}
 
 

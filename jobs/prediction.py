@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from zooport.export_core.failures import CODES, Failure, Stage
 from zooport.export_core.isolation import ForkServer, run_isolated
-from zooport.export_core.places import Place, RemotePath
+from zooport.export_core.places import Place, RemotePath, expanded
 from zooport.export_core.prediction import ImageJob, Selection
 from zooport.export_core.threads import asked_threads
 from zooport.jobs.exit_codes import FAILED
@@ -116,7 +116,7 @@ def find_images(names: Sequence[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for name in names:
-        path = Path(name).expanduser()
+        path = expanded(name)
         if path.is_dir():
             files = sorted(_images_below(path))
         elif not path.exists() and glob.has_magic(name):
@@ -147,7 +147,7 @@ def plan_pictures(images: Sequence[Path], out: Path | None) -> list[ImageJob]:
     """
     if out is None:
         return [ImageJob(str(path), path.absolute()) for path in images]
-    out = out.expanduser().absolute()
+    out = expanded(out).absolute()
     sources = {path.resolve() for path in images}
     taken: set[str] = set()
     jobs = []
@@ -177,7 +177,7 @@ def find_artifact(name: str, registry: str | None) -> Path:
     Raises:
         Failure: ``artifact.missing``; ``registry.*`` for a registry that cannot be read.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return path.absolute()
     if path.is_file():

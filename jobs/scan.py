@@ -47,12 +47,13 @@ def scan(root: Path, exclude: Sequence[str] = ()) -> Iterator[Found]:
 
     Args:
         root: the folder; a model in the folder itself gets the folder's name.
-        exclude: globs on relative paths; a folder that matches is left out with all below it.
+        exclude: globs on relative paths; a folder that matches is left out with all below it. As shells write
+            them, they may begin with ``./`` and end with ``/``.
 
     Raises:
         OSError: a folder cannot be read.
     """
-    for folder in _folders(root, exclude):
+    for folder in _folders(root, [pattern.removeprefix("./").rstrip("/") for pattern in exclude]):
         relative = folder.relative_to(root).as_posix()
         found = _examine(folder, root.resolve().name if relative == "." else relative)
         if found is not None:
@@ -75,7 +76,7 @@ def _folders(root: Path, exclude: Sequence[str]) -> Iterator[Path]:
 
 def _is_left_out(folder: Path, root: Path, exclude: Sequence[str]) -> bool:
     relative = folder.relative_to(root).as_posix()
-    return folder.name.startswith(".") or any(fnmatchcase(relative, pattern) for pattern in exclude)
+    return folder.name.startswith(".") or any(fnmatchcase(relative, each) for each in exclude)
 
 
 def _raise(error: OSError) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zooport.export_core.extensions import locate
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.isolation import PRELOAD, ForkServer
-from zooport.export_core.places import Place, RemotePath, output_place
+from zooport.export_core.places import Place, RemotePath, expanded, output_place
 from zooport.export_core.sources import CheckpointSource, DatasetSource
 from zooport.jobs.exit_codes import exit_code
 from zooport.jobs.fetching import fetch_weights
@@ -115,22 +115,24 @@ def _target(order: Order) -> ExportTarget:
     if order.runtime is not None:
         exporter.check_runtime(order.runtime)
         chosen[formats.RUNTIME] = order.runtime
+    options = {key: _yaml(value) for key, value in _settings("--option", order.options).items()} | chosen
+    exporter.check_options(options)
     addresses: dict[Path, str] = {}
-    weights = Path(order.weights).expanduser().absolute()
+    weights = expanded(order.weights).absolute()
     if is_url(order.weights):
         weights = cache_path(order.weights)
         addresses[weights] = order.weights
-    config = order.config.expanduser().absolute()
+    config = expanded(order.config).absolute()
     imports = tuple(locate(name, Path.cwd()) for name in order.imports)
     name = order.name or config.parent.name
     checkpoint = CheckpointSource(name, config, weights, _pairs(order.overrides), imports)
-    options, tolerance = _settings("--option", order.options), _settings("--tolerance", order.tolerance)
+    tolerance = _settings("--tolerance", order.tolerance)
     points = {key: _points(key, value) for key, value in tolerance.items()}
     refuse_unknown(points, checkpoint)
     target = ExportTarget(
         checkpoint,
         order.format,
-        options={key: _yaml(value) for key, value in options.items()} | chosen,
+        options=options,
         dataset=_dataset(order),
         sample_image=_absolute(order.sample_image),
         tolerance=points,
@@ -181,7 +183,7 @@ def _points(name: str, text: str) -> float:
 
 
 def _absolute(path: Path | None) -> Path | None:
-    return None if path is None else path.expanduser().absolute()
+    return None if path is None else expanded(path).absolute()
 
 
 def _dataset(order: Order) -> DatasetSource | None:
@@ -195,7 +197,7 @@ def _dataset(order: Order) -> DatasetSource | None:
             raise Failure("dataset.invalid", problem, hint="give --run-eval --dataset alone")
         return _described(order.dataset)
     if order.run_eval and order.annotations is not None and order.images is not None:
-        annotations, images = (each.expanduser().absolute() for each in (order.annotations, order.images))
+        annotations, images = (expanded(each).absolute() for each in (order.annotations, order.images))
         masks = more["panoptic"], more["panoptic_masks"], more["semantic_masks"]
         return DatasetSource(annotations.stem, annotations, images, order.limit, *masks)
     if order.run_eval or any(each is not None for each in given):

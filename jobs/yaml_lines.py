@@ -135,13 +135,15 @@ class _Reader:
 
     def _scalar(self, node: yaml.Node) -> Any:
         line = _line(node)
+        if "\0" in node.value:
+            raise YamlError(f"{node.value[:40]!r} holds a null character", line)
         if node.tag in _TEXT_TAGS:
             return node.value
         if node.tag not in _PLAIN_TAGS:
             raise _refused_tag(node)
         try:
             return self._scalars.construct_object(node)
-        except (ValueError, KeyError) as error:
+        except (ValueError, LookupError) as error:
             raise YamlError(f"{node.value[:40]!r}: {error}", line) from None
 
 

@@ -533,19 +533,33 @@ class TestExport:
     def test_the_command_exports_a_real_checkpoint(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
+        """As detectron2's own script is called."""
         folder = demo.ZOO / "faster_rcnn_fpn"
-        arguments = [
-            "--config-file",
-            str(folder / "config.yaml"),
-            "--weights",
-            str(folder / "model_final.pkl"),
-        ]
-        arguments += ["--format", "torchscript-script", "--output", str(tmp_path / "out"), "-o", "json"]
+        arguments = ["--config-file", str(folder / "config.yaml"), "--output", str(tmp_path / "out")]
+        arguments += ["--export-method", "scripting", "--format", "torchscript", "-o", "json"]
+        arguments += ["MODEL.WEIGHTS", str(folder / "model_final.pkl")]
         overrides = ["TEST.DETECTIONS_PER_IMAGE", "7", "SEED", "-1"]
         assert cli.run(["export", *arguments, *overrides]) == 0
         printed = json.loads(capsys.readouterr().out)
         assert printed["artifact"] == str(tmp_path / "out")
         assert Path(printed["artifact"], printed["main_file"]).is_file()
+        assert printed["format"] == "torchscript-script"
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--format", "onnx"], "the weights are missing (--weights FILE, or MODEL.WEIGHTS FILE)"),
+            (["--format", "onnx", "--export-method", "scripting"], "methods of --format onnx: tracing"),
+            (["--format", "tensorflow", "--export-method", "tracing"], "--format tensorflow: none"),
+            (["--format", "torch", "MODEL.WEIGHTS", "w.pth"], "torch"),
+            (["--format", "onnx", "--weights", "w", "--option", "batch=-3"], "batch"),
+        ],
+    )
+    def test_what_is_missing_or_does_not_exist_is_said(
+        self, zoo: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+    ) -> None:
+        assert cli.run(["export", "--config-file", "config.yaml", "--output", "out", *arguments]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_importing_the_commands_stays_light(zoo: Path) -> None:

@@ -87,6 +87,12 @@ def test_paths_are_relative_to_the_manifest(tmp_path: Path, monkeypatch: pytest.
     assert manifest.output == tmp_path / "artifacts"
 
 
+def test_the_home_of_nobody_is_a_name_like_any_other(tmp_path: Path) -> None:
+    first, *_ = read(tmp_path, GOOD.replace("one/config.yaml", "~nobodyhere/c.yaml", 1)).targets
+    assert first.checkpoint.config == tmp_path / "~nobodyhere/c.yaml"
+    assert read(tmp_path, GOOD + 'output: "~nobodyhere/out"').output == tmp_path / "~nobodyhere/out"
+
+
 def test_every_setting_reaches_the_target(tmp_path: Path) -> None:
     first, last = (read(tmp_path, GOOD).targets[index] for index in (0, -1))
     assert first.checkpoint.overrides == {"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.05}
@@ -131,6 +137,8 @@ def test_the_demo_manifest_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("timeout: 60", "timeout: soon", 16, "timeout: expected seconds above 0, or a mapping"),
         ("timeout: 60", "timeout: {export: -1}", 16, "timeout.export: expected greater than 0"),
         ("timeout: 60", "timeout: {exports: 3}", 16, "timeout.exports: unknown key, did you mean 'export'"),
+        ("timeout: 60", "timeout: !!int ''", 16, "'': "),
+        ("timeout: 60", 'output: "a\\0b"', 16, "holds a null character"),
         ("timeout: 60", "retries: -1", 16, "retries: expected greater than or equal to 0"),
         ("timeout: 60", "memory: 6", 16, "memory: expected an amount of memory with its unit"),
         ("name: one", "memory: 6 Gigs\n    name: one", 4, "models[0].memory: expected an amount of memory"),
@@ -243,6 +251,8 @@ class TestOptions:
                 "options.onnx.opst: onnx has no option 'opst', did you mean 'opset'",
             ),
             ("{onnx: 3}", "models[0].options.onnx: expected a mapping"),
+            ("{opset: 3}", "models[0].options: "),
+            ("{onnx: {batch: -3}}", "models[0].options: "),
             ("{torchscript-script: {}}", "this model is not exported to torchscript-script"),
         ],
     )
@@ -312,7 +322,7 @@ class TestScan:
         root = tmp_path / "zoo"
         for folder in ("", "b", "a/deep/er", ".hidden", "old/one"):
             folder_with(root / folder, "config.yaml", "model_final.pth")
-        assert [each.name for each in scan(root, ["old"])] == ["zoo", "a/deep/er", "b"]
+        assert [each.name for each in scan(root, ["./old/"])] == ["zoo", "a/deep/er", "b"]
 
     def test_links_are_followed_and_loops_end(self, tmp_path: Path) -> None:
         folder_with(tmp_path / "store" / "real", "config.yaml", "model_final.pth")

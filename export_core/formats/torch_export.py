@@ -124,7 +124,7 @@ def _shapes(inputs: Mapping[str, Tensor]) -> Any:
     """Return the shapes that inputs may have; of an input that is not known, the number of rows differs.
 
     Raises:
-        Failure: ``dependency.missing`` before torch 2.15.
+        Failure: ``dependency.missing`` before torch 2.14.
     """
     try:
         from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapesSpec, ShapeVar, TensorSpec
@@ -133,7 +133,7 @@ def _shapes(inputs: Mapping[str, Tensor]) -> Any:
             "dependency.missing",
             f"torch {version('torch')} cannot record lengths as symbols without a value",
             stage=Stage.EXPORT,
-            hint="pip install 'torch>=2.15', or choose another format",
+            hint="pip install 'torch>=2.14', or choose another format",
         ) from None
     shapes: dict[str, Any] = {}
     for name, value in inputs.items():

@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from zooport.export_core.failures import Failure
+from zooport.export_core.places import expanded
 from zooport.jobs.registry import schema
 
 DEFAULT = "sqlite:///zooport.db"
@@ -61,7 +62,7 @@ class Place:
 
     @classmethod
     def _of_file(cls, path: str) -> Place:
-        file = Path(path).expanduser().absolute()
+        file = expanded(path).absolute()
         return cls(URL.create("sqlite", database=str(file)), file)
 
     def __str__(self) -> str:
