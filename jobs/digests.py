@@ -105,9 +105,9 @@ class DigestCache:
             self.file(path)
 
     def _load(self) -> None:
-        if self._path is None or not self._path.exists():
+        if self._path is None:
             return
-        uri = f"{self._path.absolute().as_uri()}?mode=ro"
+        uri = f"{self._path.absolute().as_uri()}?mode=ro"  # of a file that is not there, an error
         with (
             suppress(sqlite3.Error),
             closing(sqlite3.connect(uri, uri=True, timeout=_WAIT)) as connection,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from zooport.export_core.checkpoints.fetch import address_of, fetch
+from zooport.export_core.checkpoints.fetch import address_of, fetch, is_here
 from zooport.export_core.checkpoints.remote import Progress
 from zooport.export_core.failures import Failure, FailureRecord, Stage
 from zooport.jobs.retries import PAUSE, pause
@@ -34,7 +34,7 @@ def fetch_weights(
     missing = {
         weights: address
         for weights in dict.fromkeys(target.checkpoint.weights for target in targets)
-        if (address := (addresses or {}).get(weights) or address_of(weights)) and not weights.exists()
+        if (address := (addresses or {}).get(weights) or address_of(weights)) and not is_here(weights)
     }
     tries = 1 + max((each.retries for each in targets if each.checkpoint.weights in missing), default=0)
     refusals: dict[Path, FailureRecord] = {}

@@ -69,6 +69,14 @@ def address_of(path: Path, cache_dir: Path | None = None) -> str | None:
     return f"{scheme}://{host}/{'/'.join(folders)}"
 
 
+def is_here(path: Path) -> bool:
+    """Return whether a file is at this place, as far as this process can see."""
+    try:
+        return path.exists()
+    except OSError:  # a directory that may not be searched
+        return False
+
+
 def fetch(
     url: str,
     cache_dir: Path | None = None,
@@ -94,7 +102,7 @@ def fetch(
             an extra.
     """
     final = cache_path(url, cache_dir)
-    if final.exists():
+    if is_here(final):
         if not _is_as_named(final, final.name):
             raise _corrupt(url, final, hint="remove it to fetch it again")
         return final
