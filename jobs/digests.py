@@ -48,7 +48,7 @@ class DigestCache:
 
     def file(self, path: Place) -> str:
         """Return the sha256 (hex) of a file's content; OSError when it cannot be read."""
-        name = str(path)
+        name = str(path).encode("utf-8", "backslashreplace").decode()  # SQLite takes no other bytes
         stamp, is_fresh = _stamp(path)
         found = self._new.get(name) or self._known.get(name)
         if found is not None and found[0] == stamp:
