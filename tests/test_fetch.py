@@ -17,7 +17,7 @@ from typing import ClassVar
 import pytest
 
 from zooport.export_core.cache import cache_root
-from zooport.export_core.checkpoints import remote
+from zooport.export_core.checkpoints import read_weights, remote
 from zooport.export_core.checkpoints.fetch import address_of, cache_path, fetch
 from zooport.export_core.checkpoints.remote import TransferError
 from zooport.export_core.failures import Failure
@@ -192,6 +192,56 @@ def test_a_cached_file_that_rotted_is_named(server: Server, cache: Path) -> None
         fetch(f"{server.url}/{NAME}")
     assert caught.value.code == "checkpoint.corrupt"
     assert str(path) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"<!DOCTYPE html><title>Sign in</title>", "a web page"),
+        (b"\r\n  <html>", "a web page"),
+        (b'\xef\xbb\xbf<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML"),
+        (b'{"message": "token expired"}', "JSON"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
+        (b"", "nothing"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model_final.pkl", NAME])
+def test_a_page_sent_in_place_of_weights_is_not_kept(
+    server: Server, cache: Path, content: bytes, said: str, name: str
+) -> None:
+    server.content = content
+    with pytest.raises(Failure) as caught:
+        fetch(f"{server.url}/{name}?token=secret")
+    assert caught.value.code == "fetch.failed"
+    assert said in caught.value.message
+    assert "login" in caught.value.hint
+    assert "secret" not in str(caught.value)
+    assert leftovers(cache) == []
+    server.content, server.etag = CONTENT, '"two"'
+    assert fetch(f"{server.url}/{name}?token=secret").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("length", [0x3C, 0x7B])
+def test_a_length_that_looks_like_text_is_no_page(server: Server, cache: Path, length: int) -> None:
+    server.content = length.to_bytes(8, "little") + b"{" + b" " * (length - 2) + b"}"
+    assert fetch(f"{server.url}/model.safetensors").read_bytes() == server.content
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"", b"\x80\x02}"])
+def test_what_is_wrong_with_a_cached_file_says_which_to_remove(
+    cache: Path, tmp_path: Path, content: bytes
+) -> None:
+    place = cache_path("https://host/model_final.pkl?signature=secret")
+    place.parent.mkdir(parents=True)
+    place.write_bytes(content)
+    with pytest.raises(Failure) as caught:
+        read_weights(place)
+    assert caught.value.code == "checkpoint.corrupt"
+    assert f"remove {place}" in caught.value.hint
+    (tmp_path / "own.pkl").write_bytes(content)
+    with pytest.raises(Failure) as caught:
+        read_weights(tmp_path / "own.pkl")
+    assert "remove" not in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from zooport.export_core.cache import cache_root
 from zooport.export_core.checkpoints.remote import Progress, TransferError, download
+from zooport.export_core.checkpoints.strangers import START, answered_instead
 from zooport.export_core.failures import Failure
 
 DETECTRON2_HOST = "https://dl.fbaipublicfiles.com/detectron2/"
@@ -69,6 +70,15 @@ def address_of(path: Path, cache_dir: Path | None = None) -> str | None:
     return f"{scheme}://{host}/{'/'.join(folders)}"
 
 
+def is_cached(path: Path, cache_dir: Path | None = None) -> bool:
+    """Return whether a path is a place for what is fetched, with or without a query in its address."""
+    try:
+        scheme, *more = path.relative_to(cache_dir or cache_root()).parts or ("",)
+    except ValueError:
+        return False
+    return scheme in SCHEMES and len(more) > 1
+
+
 def is_here(path: Path) -> bool:
     """Return whether a file is at this place, as far as this process can see."""
     try:
@@ -97,14 +107,14 @@ def fetch(
 
     Raises:
         Failure: ``checkpoint.missing`` when there is no such file, ``fetch.failed`` when it cannot be
-            reached, ``checkpoint.corrupt`` when it is not the file that its name promises,
-            ``resource.disk`` when it cannot be written here, ``dependency.missing`` when the scheme needs
-            an extra.
+            reached or something else was sent in its place, ``checkpoint.corrupt`` when it is not the file
+            that its name promises, ``resource.disk`` when it cannot be written here, ``dependency.missing``
+            when the scheme needs an extra.
     """
     final = cache_path(url, cache_dir)
     if is_here(final):
         if not _is_as_named(final, final.name):
-            raise _corrupt(url, final, hint="remove it to fetch it again")
+            raise _corrupt(url, final, hint=f"remove {final} to have it fetched again")
         return final
     if urlsplit(url).scheme == "file":
         raise Failure("checkpoint.missing", f"{final} does not exist", details={"path": str(final)})
@@ -135,11 +145,26 @@ def _fill(url: str, final: Path, progress: Progress, silent: set[str]) -> None:
         except TransferError as error:
             silent.update({server} if error.unconnected else ())
             raise
+        _require_weights(url, part)
         if _is_as_named(part, final.name):
             part.replace(final)
             return
         part.unlink()
     raise _corrupt(url, final, hint="it was removed; the server's file, or what lies between, is damaged")
+
+
+def _require_weights(url: str, part: Path) -> None:
+    """Remove and refuse a page that a server sent, as if all were well, in place of the file."""
+    with part.open("rb") as file:
+        found = answered_instead(file.read(START))
+    if found:
+        part.unlink()
+        raise Failure(
+            "fetch.failed",
+            f"cannot fetch {_shown(url)}: the server sent {found} in place of weights",
+            hint="open the address in a browser: it may want a login, or be of a page about the file",
+            details={"url": _shown(url), "refused": True},
+        )
 
 
 def _resolved(url: str) -> str:
