@@ -12,6 +12,7 @@ from pathlib import Path
 from zooport.export_core.checkpoints.fetch import address_of, fetch, is_here
 from zooport.export_core.checkpoints.remote import Progress
 from zooport.export_core.failures import Failure, FailureRecord, Stage
+from zooport.jobs.cached_weights import misnamed
 from zooport.jobs.retries import PAUSE, pause
 from zooport.jobs.values import ExportTarget
 
@@ -31,13 +32,15 @@ def fetch_weights(
             tell their address themselves.
         base: seconds before the second try; None takes the usual ones.
     """
-    missing = {
+    named = {
         weights: address
         for weights in dict.fromkeys(target.checkpoint.weights for target in targets)
-        if (address := (addresses or {}).get(weights) or address_of(weights)) and not is_here(weights)
+        if (address := (addresses or {}).get(weights) or address_of(weights))
     }
+    cached = {weights: address for weights, address in named.items() if is_here(weights)}
+    missing = {weights: address for weights, address in named.items() if weights not in cached}
     tries = 1 + max((each.retries for each in targets if each.checkpoint.weights in missing), default=0)
-    refusals: dict[Path, FailureRecord] = {}
+    refusals = misnamed(cached)
     for number in range(1, tries + 1):
         refusals |= _fetch_all(missing, refusals)
         missing = {weights: address for weights, address in missing.items() if _may_come(refusals, weights)}

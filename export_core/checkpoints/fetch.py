@@ -113,8 +113,7 @@ def fetch(
     """
     final = cache_path(url, cache_dir)
     if is_here(final):
-        if not _is_as_named(final, final.name):
-            raise _corrupt(url, final, hint=f"remove {final} to have it fetched again")
+        require_as_named(url, final)
         return final
     if urlsplit(url).scheme == "file":
         raise Failure("checkpoint.missing", f"{final} does not exist", details={"path": str(final)})
@@ -131,6 +130,22 @@ def fetch(
             hint="free space or set ZOOPORT_CACHE",
         ) from error
     return final
+
+
+def is_named_by_md5(path: Path) -> bool:
+    """Return whether a file's name holds the first digits of its MD5, as those of detectron2's zoo do."""
+    return _NAMED_BY_MD5.fullmatch(path.name) is not None
+
+
+def require_as_named(url: str, path: Path) -> None:
+    """Read a file if its name holds digits of its MD5, and compare them.
+
+    Raises:
+        Failure: ``checkpoint.corrupt``: they differ.
+        OSError: it cannot be read.
+    """
+    if not _is_as_named(path, path.name):
+        raise _corrupt(url, path, hint=f"remove {path} to have it fetched again")
 
 
 def _fill(url: str, final: Path, progress: Progress, silent: set[str]) -> None:
