@@ -111,7 +111,8 @@ def preprocessing(config: Config) -> dict[str, Any]:
 def write_description(description: Mapping[str, Any], directory: Path) -> None:
     """Write model.json into an artifact's directory."""
     text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
-    (directory / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    # Halves of surrogate pairs, as in file names that are not UTF-8, become \udc80: JSON's own escape.
+    (directory / DESCRIPTION).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def verified_by(directory: Path) -> str:

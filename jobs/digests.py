@@ -48,7 +48,7 @@ class DigestCache:
 
     def file(self, path: Place) -> str:
         """Return the sha256 (hex) of a file's content; OSError when it cannot be read."""
-        name = str(path)
+        name = str(path).encode("utf-8", "backslashreplace").decode()  # SQLite takes no other bytes
         stamp, is_fresh = _stamp(path)
         found = self._new.get(name) or self._known.get(name)
         if found is not None and found[0] == stamp:
@@ -105,9 +105,9 @@ class DigestCache:
             self.file(path)
 
     def _load(self) -> None:
-        if self._path is None or not self._path.exists():
+        if self._path is None:
             return
-        uri = f"{self._path.absolute().as_uri()}?mode=ro"
+        uri = f"{self._path.absolute().as_uri()}?mode=ro"  # of a file that is not there, an error
         with (
             suppress(sqlite3.Error),
             closing(sqlite3.connect(uri, uri=True, timeout=_WAIT)) as connection,

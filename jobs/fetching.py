@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from zooport.export_core.checkpoints.fetch import address_of, fetch
+from zooport.export_core.checkpoints.fetch import address_of, fetch, is_here
 from zooport.export_core.checkpoints.remote import Progress
 from zooport.export_core.failures import Failure, FailureRecord, Stage
+from zooport.jobs.cached_weights import misnamed, outdated
 from zooport.jobs.retries import PAUSE, pause
 from zooport.jobs.values import ExportTarget
 
@@ -21,9 +22,10 @@ def fetch_weights(
 ) -> list[ExportTarget]:
     """Return the targets, each with its weights on this machine or with the reason why they are not.
 
-    One address that cannot be fetched fails the exports of its own model only, after as many further tries as
-    the target allows: a server that is away may come back. A progress bar is shown where standard error is a
-    terminal.
+    What the cache has is fetched again where the server has another file by now; where the server does not
+    say, the copy is used, and one line on standard error tells so. One address that cannot be fetched fails
+    the exports of its own model only, after as many further tries as the target allows: a server that is away
+    may come back. A progress bar is shown where standard error is a terminal.
 
     Args:
         targets: what to export.
@@ -31,13 +33,16 @@ def fetch_weights(
             tell their address themselves.
         base: seconds before the second try; None takes the usual ones.
     """
-    missing = {
+    named = {
         weights: address
         for weights in dict.fromkeys(target.checkpoint.weights for target in targets)
-        if (address := (addresses or {}).get(weights) or address_of(weights)) and not weights.exists()
+        if (address := (addresses or {}).get(weights) or address_of(weights))
     }
+    cached = {weights: address for weights, address in named.items() if is_here(weights)}
+    refusals = misnamed(cached)
+    missing = {weights: address for weights, address in named.items() if weights not in cached}
+    missing |= outdated({weights: address for weights, address in cached.items() if weights not in refusals})
     tries = 1 + max((each.retries for each in targets if each.checkpoint.weights in missing), default=0)
-    refusals: dict[Path, FailureRecord] = {}
     for number in range(1, tries + 1):
         refusals |= _fetch_all(missing, refusals)
         missing = {weights: address for weights, address in missing.items() if _may_come(refusals, weights)}
@@ -61,10 +66,13 @@ def _fetch_all(
     for number, (weights, address) in enumerate(missing.items(), 1):
         try:
             with _bar(f"{weights.name} ({number} of {len(missing)})") as progress:
-                fetch(address, progress=progress, silent=silent)
+                fetch(address, progress=progress, silent=silent, renew=is_here(weights))
             refusals.pop(weights, None)
         except Failure as failure:
-            failed[weights] = failure.at(Stage.LOAD).record()
+            if is_here(weights) and failure.details.get("refused"):  # such as a login that has run out
+                sys.stderr.write(f"zooport: {failure.message}; the copy in the cache is used\n")
+            else:
+                failed[weights] = failure.at(Stage.LOAD).record()
     return failed
 
 

@@ -43,14 +43,14 @@ def print_model(name: str, output: OutputFormat) -> None:
     Raises:
         Failure: ``config.invalid``, suggesting the nearest name.
     """
-    from zooport.export_core.checkpoints.fetch import cache_path
+    from zooport.export_core.checkpoints.fetch import cache_path, is_here
     from zooport.export_core.config import load_config
 
     entry = zoo.find(name)
     config = load_config(entry.config)
     place = None if entry.weights is None else cache_path(entry.weights)
     value = _row(entry, check_formats=True) | {
-        "cached": place is not None and place.exists(),
+        "cached": place is not None and is_here(place),
         "cache": None if place is None else str(place),
         "merged_config": config.to_dict(),
     }

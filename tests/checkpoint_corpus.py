@@ -190,6 +190,8 @@ def liars() -> dict[str, bytes]:
         + b"h\x00Ns" * 9
         + b".",
         "colliding floats": b"\x80\x02}G" + struct.pack(">d", 0.5) + b"Ns.",
+        "set of a large integer": b"\x80\x02" + named("builtins", "set") + b"]" + integer(2**70) + b"a\x85R.",
+        "set of a set": b"\x80\x04\x8f(\x8f\x90.",
         "contains itself": b"\x80\x02]q\x00h\x00a.",
         "empty sets": b"\x80\x04" + b"\x8f" * 400_000 + b".",
         "empty lists": b"\x80\x04" + b"]" * 1_500_000 + b".",

@@ -1,8 +1,10 @@
 """Checkpoints of every format are read to the same arrays, whatever they are wrapped in."""
 
 import pickle
+import struct
 import subprocess
 import sys
+import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from zooport.export_core.checkpoints import file_digest, match_weights, read_weights
+from zooport.export_core.checkpoints.numpy_pickle import CONTAINERS
+from zooport.export_core.checkpoints.pickle_machine import PickleMachine
 from zooport.export_core.failures import Failure
 
 RNG = np.random.default_rng(3)
@@ -181,6 +185,32 @@ def test_entries_that_are_no_arrays_are_reported(tmp_path: Path) -> None:
     weights = read_weights(saved(tmp_path / "model.pth", contents))
     assert_same(weights)
     assert "2 entries are no arrays" in weights.notes[0]
+
+
+@pytest.mark.parametrize("members", [{1, 2}, {-1, 0.5, True}, {(1, 2.5), ("a", (2,))}, {"a", None, 3}])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_sets_beside_the_weights_are_passed_over(tmp_path: Path, members: set[Any], protocol: int) -> None:
+    contents = {"model": tensors(), "frozen": members}
+    assert_same(read_weights(saved(tmp_path / "model.pth", contents, pickle_protocol=protocol)))
+    contents = {"model": ARRAYS, "frozen": [members, frozenset(members)]}
+    assert_same(read_weights(pickled(tmp_path / "model.pkl", contents, protocol)))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b"cbuiltins\nset\n](", b"e\x85R."), (b"\x8f(", b"\x90.")],
+    ids=["call", "own operation"],
+)
+def test_members_of_a_set_cannot_be_chosen_to_collide(before: bytes, after: bytes) -> None:
+    """hash(-1) is hash(-2), so all of these tuples have one hash: hashing them would take a minute."""
+    many = [tuple(-1 - (number >> bit & 1) for bit in range(15)) for number in range(2**15)]
+    assert len(set(map(hash, many))) == 1
+    numbers = {each: b"J" + struct.pack("<i", each) for each in (-1, -2)}
+    members = b"".join(b"(" + b"".join(map(numbers.__getitem__, each)) + b"t" for each in many)
+    started = time.monotonic()
+    found, _ = PickleMachine(memoryview(b"\x80\x04" + before + members + after), CONTAINERS).load()
+    assert len(found) == 2**15
+    assert time.monotonic() - started < 10
 
 
 def test_reading_needs_no_torch(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,13 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from zooport.export_core.artifacts import DESCRIPTION
+from zooport.export_core.description import read_description, write_description
 from zooport.export_core.evaluation import load_dataset
 from zooport.export_core.failures import Failure
-from zooport.export_core.sources import DatasetSource
+from zooport.export_core.known_datasets import named_dataset
+from zooport.export_core.sources import DatasetSource, ImageSample
+from zooport.jobs.digests import DigestCache
 from zooport.tests.evaluation_support import coco_object, demo_source, write_dataset
 
 Document = dict[str, Any]
@@ -304,6 +310,59 @@ def test_digest_covers_label_maps(tmp_path: Path) -> None:
     Image.new("L", (60, 40), 1).save(masks / "first.png")
 
     assert digest(source) != before
+
+
+NOT_UTF8 = "caf\udce9.png"  # what Python makes of the bytes of Latin-1
+
+
+def test_names_that_are_not_utf8_are_names(tmp_path: Path) -> None:
+    source = write_dataset(tmp_path, set_in("images", 0, "file_name", value=NOT_UTF8))
+    before = source.images / "first.png"
+    before.replace(source.images / NOT_UTF8)
+
+    taken = digest(source)
+    assert digest(replace(source, sample=ImageSample(2, 1))) == taken
+    (source.images / NOT_UTF8).replace(before)
+    assert digest(write_dataset(tmp_path)) != taken
+
+
+@pytest.mark.parametrize("name", ["ade20k_sem_seg_val", "cityscapes_fine_sem_seg_val"])
+def test_folders_of_images_with_names_that_are_not_utf8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    source = named_dataset(name)
+    assert source is not None
+    image, truth = NOT_UTF8.replace("png", "jpg"), NOT_UTF8
+    if name.startswith("cityscapes"):
+        image, truth = "ulm/\udce9_leftImg8bit.png", "ulm/\udce9_gtFine_labelTrainIds.png"
+    for path in (source.images / image, source.annotations / truth):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(path)
+
+    assert load_dataset(replace(source, sample=ImageSample(1, 1))).images[0].file_name == image
+    assert len(digest(source)) == 64
+
+
+def test_a_description_keeps_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    description = {"samples": [{"name": NOT_UTF8}], "notes": ["café"]}
+    write_description(description, tmp_path)
+
+    assert read_description(tmp_path) == description
+    assert "café" in (tmp_path / DESCRIPTION).read_text(encoding="utf-8")
+
+
+def test_digests_of_files_whose_names_are_not_utf8_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / NOT_UTF8
+    path.write_bytes(b"abc")
+    monkeypatch.setattr("zooport.jobs.digests._FRESH", -1.0)  # so recent a file is not remembered
+    digests = DigestCache(tmp_path / "digests.sqlite")
+    found = digests.file(path)
+    digests.save()
+    with closing(sqlite3.connect(tmp_path / "digests.sqlite")) as connection:
+        assert connection.execute("SELECT sha256 FROM files").fetchall() == [(found,)]
 
 
 def digest(source: DatasetSource) -> str:

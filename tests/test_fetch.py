@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
 from zooport.export_core.cache import cache_root
-from zooport.export_core.checkpoints import remote
+from zooport.export_core.checkpoints import read_weights, remote, versions
 from zooport.export_core.checkpoints.fetch import address_of, cache_path, fetch
 from zooport.export_core.checkpoints.remote import TransferError
 from zooport.export_core.failures import Failure
+from zooport.export_core.sources import CheckpointSource
+from zooport.jobs.cached_weights import outdated
+from zooport.jobs.fetching import fetch_weights
+from zooport.jobs.values import ExportTarget
+from zooport.tests.bucket import Bucket
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 NAME = f"model_final_{hashlib.md5(CONTENT).hexdigest()[:6]}.pkl"
@@ -33,6 +40,9 @@ class Server:
     url: str = ""
     content: bytes = CONTENT
     etag: str = '"one"'
+    modified: str = ""
+    heads: int = 0
+    head_status: int = 200
     status: int = 200
     ranges: bool = True
     size_known: bool = True
@@ -47,6 +57,10 @@ class Handler(BaseHTTPRequestHandler):
     state: ClassVar[Server]
 
     def do_HEAD(self) -> None:
+        self.state.heads += 1
+        if self.state.head_status != 200:
+            self.send_error(self.state.head_status)
+            return
         self.answer(with_body=False)
 
     def do_GET(self) -> None:
@@ -67,7 +81,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         if wanted:
             self.send_header("Content-Range", f"bytes {start}-{end}/{len(self.state.content)}")
-        self.send_header("ETag", self.state.etag)
+        if self.state.etag:
+            self.send_header("ETag", self.state.etag)
+        if self.state.modified:
+            self.send_header("Last-Modified", self.state.modified)
         self.end_headers()
         if with_body:
             self.send(body)
@@ -192,6 +209,56 @@ def test_a_cached_file_that_rotted_is_named(server: Server, cache: Path) -> None
         fetch(f"{server.url}/{NAME}")
     assert caught.value.code == "checkpoint.corrupt"
     assert str(path) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"<!DOCTYPE html><title>Sign in</title>", "a web page"),
+        (b"\r\n  <html>", "a web page"),
+        (b'\xef\xbb\xbf<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML"),
+        (b'{"message": "token expired"}', "JSON"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
+        (b"", "nothing"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model_final.pkl", NAME])
+def test_a_page_sent_in_place_of_weights_is_not_kept(
+    server: Server, cache: Path, content: bytes, said: str, name: str
+) -> None:
+    server.content = content
+    with pytest.raises(Failure) as caught:
+        fetch(f"{server.url}/{name}?token=secret")
+    assert caught.value.code == "fetch.failed"
+    assert said in caught.value.message
+    assert "login" in caught.value.hint
+    assert "secret" not in str(caught.value)
+    assert leftovers(cache) == []
+    server.content, server.etag = CONTENT, '"two"'
+    assert fetch(f"{server.url}/{name}?token=secret").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("length", [0x3C, 0x7B])
+def test_a_length_that_looks_like_text_is_no_page(server: Server, cache: Path, length: int) -> None:
+    server.content = length.to_bytes(8, "little") + b"{" + b" " * (length - 2) + b"}"
+    assert fetch(f"{server.url}/model.safetensors").read_bytes() == server.content
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"", b"\x80\x02}"])
+def test_what_is_wrong_with_a_cached_file_says_which_to_remove(
+    cache: Path, tmp_path: Path, content: bytes
+) -> None:
+    place = cache_path("https://host/model_final.pkl?signature=secret")
+    place.parent.mkdir(parents=True)
+    place.write_bytes(content)
+    with pytest.raises(Failure) as caught:
+        read_weights(place)
+    assert caught.value.code == "checkpoint.corrupt"
+    assert f"remove {place}" in caught.value.hint
+    (tmp_path / "own.pkl").write_bytes(content)
+    with pytest.raises(Failure) as caught:
+        read_weights(tmp_path / "own.pkl")
+    assert "remove" not in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -362,3 +429,202 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert cache_root() == tmp_path / "zooport"
     monkeypatch.setenv("ZOOPORT_CACHE", str(tmp_path / "own"))
     assert cache_root() == tmp_path / "own"
+
+
+OTHER = CONTENT[::-1]
+SOME_TIME_AGO, LATER = "Sat, 01 Jan 2022 00:00:00 GMT", "Fri, 01 Jan 2100 00:00:00 GMT"
+
+
+def planned(url: str) -> ExportTarget:
+    """What comes of a target with these weights when a run is planned."""
+    weights = cache_path(url)
+    source = CheckpointSource("m", Path("c.yaml"), weights)
+    (target,) = fetch_weights([ExportTarget(source, "onnx", retries=0)], {weights: url}, base=0.0)
+    return target
+
+
+def content_of(target: ExportTarget) -> bytes:
+    assert target.refusal is None
+    return target.checkpoint.weights.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"etag": '"two"'},
+        {"etag": "", "modified": "Sun, 02 Jan 2022 00:00:00 GMT"},
+        {"etag": "", "content": OTHER + b"!"},
+    ],
+    ids=["ETag", "Last-Modified", "length"],
+)
+def test_weights_that_changed_on_the_server_are_fetched_again(
+    server: Server, cache: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    url = f"{server.url}/model_final.pkl"
+    server.etag, server.modified = change.get("etag", "") and server.etag, SOME_TIME_AGO
+    assert content_of(planned(url)) == CONTENT
+    server.gets.clear()
+    assert content_of(planned(url)) == CONTENT
+    assert server.gets == [], "it was fetched although it had not changed"
+    server.content = OTHER
+    for name, value in change.items():
+        setattr(server, name, value)
+    assert content_of(planned(url)) == server.content
+    server.gets.clear()
+    assert content_of(planned(url)) == server.content
+    assert server.gets == []
+    assert capsys.readouterr().err == ""
+
+
+def test_another_time_of_the_same_content_changes_nothing(server: Server, cache: Path) -> None:
+    url = f"{server.url}/model_final.pkl"
+    server.modified = SOME_TIME_AGO
+    planned(url)
+    server.modified, server.etag = LATER, f"W/{server.etag}"
+    server.gets.clear()
+    assert content_of(planned(url)) == CONTENT
+    assert server.gets == []
+
+
+@pytest.mark.parametrize(
+    ("content", "modified", "kept"),
+    [(CONTENT, SOME_TIME_AGO, True), (OTHER, LATER, False), (OTHER + b"!", SOME_TIME_AGO, False)],
+    ids=["as there", "older", "other length"],
+)
+def test_a_cached_file_of_unknown_version_is_compared_by_length_and_time(
+    server: Server, cache: Path, content: bytes, modified: str, kept: bool
+) -> None:
+    url = f"{server.url}/model_final.pkl"
+    place = cache_path(url)
+    place.parent.mkdir(parents=True)
+    place.write_bytes(CONTENT)
+    server.content, server.modified = content, modified
+    assert content_of(planned(url)) == content
+    assert (server.sent == 0) is kept
+    server.content, server.etag = CONTENT[:-1] + b"?", '"two"'
+    assert content_of(planned(url)) == server.content, "what was said when it was compared is not known"
+
+
+@pytest.mark.parametrize("status", [403, 404, 503])
+def test_a_server_that_does_not_say_leaves_the_copy_in_use(
+    server: Server, cache: Path, capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    url = f"{server.url}/model_final.pkl?signature=secret"
+    planned(url)
+    server.status = status
+    assert content_of(planned(url)) == CONTENT
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"the server answers {status}" in said
+    assert "the copy in the cache is used" in said
+    assert "secret" not in said
+
+
+def test_a_server_that_refuses_head_is_asked_otherwise(server: Server, cache: Path) -> None:
+    url = f"{server.url}/model_final.pkl"
+    server.head_status = 405
+    planned(url)
+    assert content_of(planned(url)) == CONTENT
+    server.content, server.etag = OTHER, '"two"'
+    assert content_of(planned(url)) == OTHER
+
+
+def test_without_network_all_copies_are_used_and_one_line_says_so(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    urls = [f"http://127.0.0.1:1/{number}.pkl" for number in range(20)]
+    targets = []
+    for url in urls:
+        place = cache_path(url)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(CONTENT)
+        targets.append(ExportTarget(CheckpointSource("m", Path("c.yaml"), place), "onnx"))
+    assert [target.refusal for target in fetch_weights(targets)] == [None] * 20
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{urls[0]} and 19 more" in said
+    assert "no connection to 127.0.0.1:1" in said
+
+
+def test_a_server_that_never_answers_is_waited_for_once(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(remote, "_ANSWER", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        urls = [f"http://127.0.0.1:{mute.getsockname()[1]}/{number}.pkl" for number in range(100)]
+        for url in urls:
+            place = cache_path(url)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(CONTENT[:10])
+        started = time.monotonic()
+        assert outdated({cache_path(url): url for url in urls}) == {}
+        assert time.monotonic() - started < 4  # one after the other they would take forty seconds
+    assert f"{urls[0]} and 99 more" in capsys.readouterr().err
+
+
+class S3(Bucket):
+    protocol = "s3"
+
+
+def test_an_object_that_was_overwritten_is_fetched_again(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZOOPORT_TEST_BUCKET", str(tmp_path))
+    monkeypatch.setattr(remote, "_filesystem", lambda *_: S3())
+    key = tmp_path / "objects" / "models" / "model_final.pth"
+    key.parent.mkdir(parents=True)
+    for content in (CONTENT, CONTENT, OTHER):
+        key.write_bytes(content)
+        assert content_of(planned("s3://models/model_final.pth")) == content
+
+
+def test_a_new_version_that_does_not_arrive_fails_its_exports(server: Server, cache: Path) -> None:
+    url = f"{server.url}/model_final.pkl"
+    planned(url)
+    server.content, server.etag = OTHER, '"two"'
+    server.break_after = [0] * (2 * remote.ATTEMPTS)
+    refusal = planned(url).refusal
+    assert refusal is not None
+    assert (refusal.code, refusal.retryable) == ("fetch.failed", True)
+    assert "not what is there now" in refusal.hint
+    server.break_after.clear()
+    assert content_of(planned(url)) == OTHER
+
+
+def test_a_login_page_in_place_of_a_new_version_leaves_the_copy_in_use(
+    server: Server, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"{server.url}/model_final.pkl"
+    planned(url)
+    server.content, server.etag = b"<html>Sign in</html>", '"page"'
+    assert content_of(planned(url)) == CONTENT
+    assert "a web page or XML in place of weights; the copy in the cache is used" in capsys.readouterr().err
+
+
+def test_nobody_is_asked_about_what_is_named_by_its_md5(server: Server, cache: Path, tmp_path: Path) -> None:
+    planned(f"{server.url}/{NAME}")
+    heads, gets = server.heads, len(server.gets)
+    server.etag = '"two"'
+    assert content_of(planned(f"{server.url}/{NAME}")) == CONTENT
+    (tmp_path / "own.pkl").write_bytes(CONTENT)
+    assert content_of(planned((tmp_path / "own.pkl").as_uri())) == CONTENT
+    assert (server.heads, len(server.gets)) == (heads, gets)
+
+
+@pytest.mark.parametrize(
+    ("told", "current"),
+    [
+        ({}, True),
+        ({"size": "3", "LastModified": "2022-01-01 00:00:00+00:00"}, True),
+        ({"size": "3", "LastModified": "2100-01-01 00:00:00+00:00"}, False),
+        ({"updated": "2100-01-01T00:00:00.000Z", "generation": "1"}, False),
+        ({"mtime": "4102444800.0"}, False),
+        ({"Last-Modified": "some day"}, True),
+        ({"size": "4"}, False),
+    ],
+)
+def test_every_storage_has_its_own_words_for_a_time(
+    tmp_path: Path, told: dict[str, str], current: bool
+) -> None:
+    (tmp_path / "model.pkl").write_bytes(b"abc")
+    assert versions.is_current(tmp_path / "model.pkl", told) is current

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -16,12 +17,14 @@ from zooport.export_core import formats, zoo
 from zooport.export_core.checkpoints.fetch import cache_path
 from zooport.export_core.config import Config, load_config
 from zooport.export_core.failures import Failure
+from zooport.export_core.sources import CheckpointSource
 from zooport.export_core.zoo.coverage import refusals
 from zooport.jobs import official, tables
 from zooport.jobs.fetching import fetch_weights
 from zooport.jobs.manifest import load_manifest
 from zooport.jobs.output import OutputFormat
 from zooport.jobs.registry.records import Metric
+from zooport.jobs.values import ExportTarget
 
 ALL = sorted(zoo.catalog())
 
@@ -206,6 +209,41 @@ def test_a_later_run_fetches_without_the_manifest(tmp_path: Path, cache: Path) -
         (target,) = fetch_weights(manifest.targets)
     assert asked == [zoo.find("COCO-Detection/rpn_R_50_C4_1x").weights]
     assert target.refusal is None
+
+
+def test_weights_placed_by_hand_are_those_of_their_name(tmp_path: Path, cache: Path) -> None:
+    manifest = load_manifest(write_manifest(tmp_path, "  - {zoo: COCO-Detection/rpn_R_50_C4_1x}"))
+    place = manifest.targets[0].checkpoint.weights
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"other weights")
+    (target,) = fetch_weights(manifest.targets, manifest.addresses)
+    assert target.refusal is not None
+    assert target.refusal.code == "checkpoint.corrupt"
+    assert target.refusal.stage == "load"
+    assert f"remove {place}" in target.refusal.hint
+
+
+def test_weights_named_by_their_md5_are_read_once(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zooport.jobs.digests._FRESH", -1.0)  # so recent a file is not remembered
+    place = cache_path(f"detectron2://Misc/model_final_{hashlib.md5(b'weights').hexdigest()[:6]}.pkl")
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"weights")
+    read: list[Path] = []
+
+    def is_as_named(path: Path, name: str) -> bool:
+        read.append(path)
+        return path.read_bytes() == b"weights"
+
+    monkeypatch.setattr("zooport.export_core.checkpoints.fetch._is_as_named", is_as_named)
+    targets = [ExportTarget(CheckpointSource("m", tmp_path / "c.yaml", place), "onnx")]
+    for _ in range(3):
+        assert fetch_weights(targets)[0].refusal is None
+    assert read == [place]
+    place.write_bytes(b"changed")
+    assert fetch_weights(targets)[0].refusal is not None
+    assert read == [place, place]
 
 
 def test_what_converts_is_asked_of_the_formats(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from zooport.export_core.checkpoints.errors import CorruptError, UnsafeError, shorten
-from zooport.export_core.checkpoints.pickle_machine import Builder, Symbol, as_text
+from zooport.export_core.checkpoints.pickle_machine import Builder, Symbol, as_member, as_text
 
 MAX_DIMENSIONS = 32
 MAX_ELEMENTS = 2**56
@@ -161,9 +161,9 @@ def _empty_mapping(*_: Any) -> dict[str, Any]:
 
 def _plain_set(kind: Callable[[Iterable[Any]], Any]) -> Builder:
     def build(items: Any = ()) -> Any:
-        if not isinstance(items, (list, tuple)) or any(type(item) not in (str, bool) for item in items):
+        if not isinstance(items, (list, tuple)):
             raise CorruptError("a set is malformed")
-        return kind(items)
+        return kind(map(as_member, items))
 
     return build
 

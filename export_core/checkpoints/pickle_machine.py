@@ -93,6 +93,36 @@ def as_text(value: Any) -> Any:
     return bytes(value).decode("latin-1")
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Member:
+    """A float or tuple in a set, told apart by identity: what their own hash is, a file could choose."""
+
+    value: Any
+
+
+def as_key(value: Any) -> Any:
+    """Return a key with a cheap hash: crafted integers, floats or nested tuples could make a dict crawl.
+
+    Raises:
+        CorruptError: it is no text, None or integer of at most MAX_KEY_BITS bits.
+    """
+    value = as_text(value)
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int) and value.bit_length() <= MAX_KEY_BITS:
+        return value
+    raise CorruptError(f"a dictionary or set holds a key of type {type(value).__name__}")
+
+
+def as_member(value: Any) -> Any:
+    """Return what a set may hold: a key, or a float or tuple as a :class:`Member`.
+
+    Raises:
+        CorruptError: it is anything else.
+    """
+    return Member(value) if type(value) in (float, tuple) else as_key(value)
+
+
 _MARK = object()
 
 # Behind a backslash Python 2 wrote only these.
@@ -244,21 +274,12 @@ class PickleMachine:
 
     # Containers
 
-    def _key(self, value: Any) -> Any:
-        """Only keys with a cheap hash: crafted integers, floats or nested tuples could make a dict crawl."""
-        value = as_text(value)
-        if value is None or isinstance(value, str):
-            return value
-        if isinstance(value, int) and value.bit_length() <= MAX_KEY_BITS:
-            return value
-        raise CorruptError(f"a dictionary or set holds a key of type {type(value).__name__}")
-
     def _set_items(self, items: list[Any]) -> None:
         target = self._top()
         if not isinstance(target, dict) or len(items) % 2:
             raise CorruptError(f"the pickle sets items of no dictionary at position {self._position}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[self._key(key)] = value
+            target[as_key(key)] = value
 
     def _append(self, items: list[Any]) -> None:
         target = self._top()
@@ -270,7 +291,7 @@ class PickleMachine:
         target = self._top()
         if not isinstance(target, MutableSet):
             raise CorruptError(f"the pickle adds to no set at position {self._position}")
-        target.update(self._key(item) for item in items)  # type: ignore[attr-defined]
+        target.update(map(as_member, items))  # type: ignore[attr-defined]
 
     def _dict(self) -> None:
         items = self._pop_mark()
@@ -278,7 +299,7 @@ class PickleMachine:
         self._set_items(items)
 
     def _frozenset(self) -> None:
-        self._push(frozenset(self._key(item) for item in self._pop_mark()))
+        self._push(frozenset(map(as_member, self._pop_mark())))
 
     def _empty_set(self) -> None:
         self._budget.spend(3)  # as large as four other containers

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from zooport.export_core.checkpoints.errors import CheckpointError, CorruptError, UnsafeError, shorten
+from zooport.export_core.checkpoints.fetch import is_cached
 from zooport.export_core.checkpoints.numpy_pickle import CONTAINERS, NUMPY, PickledArray
 from zooport.export_core.checkpoints.pickle_machine import PickleMachine
 from zooport.export_core.checkpoints.safetensors_file import looks_like_safetensors, read_safetensors
+from zooport.export_core.checkpoints.strangers import START, STRANGERS
 from zooport.export_core.checkpoints.tensors import Tensor
 from zooport.export_core.checkpoints.torch_files import (
     ZIP_MAGIC,
@@ -24,17 +26,6 @@ from zooport.export_core.checkpoints.weights import Array, Weights, from_arrays,
 from zooport.export_core.failures import Failure
 
 _PICKLE_STARTS = b"\x80(}]cd"
-
-# Files that are often found where weights should be, by their first bytes.
-_STRANGERS = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "run git lfs pull"),
-    (b"<", "a web page or XML, not weights", "the download probably failed; fetch the file again"),
-    (b"\x1f\x8b", "compressed with gzip", "decompress it first"),
-    (b"\xfd7zXZ", "compressed with xz", "decompress it first"),
-    (b"BZh", "compressed with bzip2", "decompress it first"),
-    (b"\x89HDF", "an HDF5 file (Keras or TensorFlow), not weights of detectron2", ""),
-    (b"\x93NUMPY", "a single NumPy array, not a dictionary of weights", ""),
-)
 
 
 def read_weights(path: Path) -> Weights:
@@ -60,7 +51,8 @@ def read_weights(path: Path) -> Weights:
         return _read(path, data)
     except CheckpointError as error:
         code = "checkpoint.unsafe" if isinstance(error, UnsafeError) else "checkpoint.corrupt"
-        raise Failure(code, f"{path}: {error}", hint=error.hint, details={"file": str(path)}) from error
+        hint = _hint(path, error.hint) if code == "checkpoint.corrupt" else error.hint
+        raise Failure(code, f"{path}: {error}", hint=hint, details={"file": str(path)}) from error
 
 
 def file_digest(path: Path) -> str:
@@ -83,11 +75,18 @@ def _map(path: Path) -> memoryview:
             raise _missing(path, "not a file")
         with path.open("rb") as stream:
             if not path.stat().st_size:
-                raise Failure("checkpoint.corrupt", f"{path}: the file is empty", details={"file": str(path)})
+                problem = f"{path}: the file is empty"
+                raise Failure("checkpoint.corrupt", problem, hint=_hint(path), details={"file": str(path)})
             return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise _missing(path, reason) from error
+
+
+def _hint(path: Path, hint: str = "") -> str:
+    """Return the hint, for a fetched file with how to have it fetched again."""
+    again = f"remove {path} to have it fetched again" if is_cached(path) else ""
+    return "; ".join(filter(None, (hint, again)))
 
 
 def _missing(path: Path, reason: str) -> Failure:
@@ -99,7 +98,7 @@ def _missing(path: Path, reason: str) -> Failure:
 
 
 def _read(path: Path, data: memoryview) -> Weights:
-    start = bytes(data[:64])
+    start = bytes(data[:START])
     if start.startswith(ZIP_MAGIC):
         return _of_torch(read_zip(data), len(data))
     if looks_like_legacy(start):
@@ -108,7 +107,7 @@ def _read(path: Path, data: memoryview) -> Weights:
         return from_arrays(read_safetensors(path, data))
     if bytes(data[257:262]) == b"ustar":
         raise CorruptError("a tar archive", hint="if torch 0.1 wrote it, load it there and save it again")
-    for magic, what, hint in _STRANGERS:
+    for magic, what, hint in STRANGERS:
         if start.startswith(magic):
             raise CorruptError(what, hint)
     if start[:1] in _PICKLE_STARTS:

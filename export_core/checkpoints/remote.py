@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ FIRST_PAUSE = 0.5
 EXTRAS = {"s3": "s3", "gs": "gs"}
 """Schemes whose fsspec backend is an extra of this package."""
 
+_ANSWER = 15.0  # seconds for an answer without content
 _TRY_AGAIN = {408, 425, 429}
 _IDENTITY = (
     "size",
@@ -49,7 +50,7 @@ class TransferError(Exception):
     Attributes:
         permanent: asking again is pointless: the server answered, and the answer is no.
         missing: the server says that there is no such file.
-        unconnected: no connection to the server came about.
+        unconnected: no connection to the server came about, or it left a question unanswered.
     """
 
     def __init__(
@@ -63,14 +64,35 @@ class TransferError(Exception):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """What a server says about a file: its length in bytes and a digest of all that tells versions apart."""
+    """What a server says about a file.
+
+    Attributes:
+        size: bytes, None where it is not said.
+        told: all that tells versions apart, such as ``ETag``, ``Last-Modified`` and ``size``.
+        version: a digest of the address and of what is told.
+    """
 
     size: int | None
+    told: Mapping[str, str]
     version: str
 
 
-def download(url: str, folder: Path, name: str, progress: Progress) -> Path:
-    """Fetch ``url`` into ``folder`` and return the complete file, still under its temporary name.
+def describe(url: str) -> RemoteFile:
+    """Ask the server once what it has at an address, without its content.
+
+    Raises:
+        TransferError: it does not answer in time, or has nothing there for us.
+        Failure: ``dependency.missing`` when the scheme needs a package that is not installed.
+    """
+    try:
+        return _Source(url, _ANSWER).describe()
+    except TransferError as error:
+        error.unconnected |= _timed_out(error)
+        raise
+
+
+def download(url: str, folder: Path, name: str, progress: Progress) -> tuple[Path, RemoteFile]:
+    """Fetch ``url`` into ``folder``; return the file under its temporary name, and what was said of it.
 
     What has arrived stays in ``folder`` when the transfer breaks, and counts the next time if the remote file
     is still the same one.
@@ -100,14 +122,14 @@ def _arrived(folder: Path, name: str) -> int:
 class _Source:
     """One remote file and the connection to its server."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, seconds: float | None = None) -> None:
         self.url = url
-        self.filesystem = _filesystem(urlsplit(url).scheme)
+        self.filesystem = _filesystem(urlsplit(url).scheme, seconds)
         self.streaming = False
 
-    def append_to(self, folder: Path, name: str, progress: Progress) -> Path:
+    def append_to(self, folder: Path, name: str, progress: Progress) -> tuple[Path, RemoteFile]:
         """Append what is missing; one attempt."""
-        remote = self._describe()
+        remote = self.describe()
         part = folder / f".{name}.{remote.version}.part"
         for stale in set(folder.glob(f".{name}.*.part")) - {part}:
             stale.unlink(missing_ok=True)
@@ -123,14 +145,15 @@ class _Source:
             done = target.tell()
         if remote.size is not None and done != remote.size:
             raise TransferError(f"it ended after {done} of {remote.size} bytes")
-        return part
+        return part, remote
 
-    def _describe(self) -> RemoteFile:
+    def describe(self) -> RemoteFile:
+        """Ask what there is."""
         with self._errors():
             about = self.filesystem.info(self.url)
         identity = {key: str(about[key]) for key in _IDENTITY if about.get(key) is not None}
         digest = hashlib.sha256(json.dumps([self.url, identity], sort_keys=True).encode()).hexdigest()
-        return RemoteFile(about.get("size"), digest[:12])
+        return RemoteFile(about.get("size"), identity, digest[:12])
 
     def _blocks(self, start: int, size: int | None) -> Iterator[bytes]:
         """Yield the bytes from ``start`` on; fewer than there are when the server ends early."""
@@ -166,14 +189,14 @@ class _Source:
             raise _classified(error) from error
 
 
-def _filesystem(scheme: str) -> Any:
+def _filesystem(scheme: str, seconds: float | None) -> Any:
     import fsspec
 
     if scheme in {"http", "https"}:
         import aiohttp
 
-        # A large file may take hours, silence may not: no total limit, a minute without a byte is a break.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)
+        # A large file may take hours, silence may not: no limit in all, a minute without a byte is a break.
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=20, sock_read=60)
         client = {"trust_env": True, "timeout": timeout, "headers": {"Accept-Encoding": "identity"}}
         return fsspec.filesystem(scheme, skip_instance_cache=True, client_kwargs=client)
     try:
@@ -211,6 +234,14 @@ def _unconnected_server(error: BaseException | None) -> str | None:
             return "the server"
         error = error.__cause__
     return None
+
+
+def _timed_out(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, TimeoutError):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _http_status(error: BaseException | None) -> int | None:

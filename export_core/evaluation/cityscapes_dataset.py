@@ -99,7 +99,7 @@ def _size(path: Path, digest: hashlib._Hash) -> tuple[int, int]:
             width, height = file.size
     except Exception as error:  # as above
         raise _unreadable(path, error) from error
-    digest.update(f"\n{hashlib.sha256(content).hexdigest()} {path.name}".encode())
+    digest.update(f"\n{hashlib.sha256(content).hexdigest()} {path.name}".encode("utf-8", "surrogateescape"))
     return height, width
 
 

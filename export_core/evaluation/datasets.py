@@ -179,7 +179,8 @@ class Dataset:
             total.update(f"\n{counted}".encode())
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             for name, content in zip(names, pool.map(_file_sha256, paths), strict=True):
-                total.update(f"\n{content} {name}".encode())
+                # A name need not be UTF-8: Python holds its other bytes as halves of surrogate pairs.
+                total.update(f"\n{content} {name}".encode("utf-8", "surrogateescape"))
         return total.hexdigest()
 
     def files(self) -> list[Path]:
@@ -276,7 +277,8 @@ def choose(
             raise Failure("dataset.invalid", f"dataset {source.name}: {name} must be at least 1, not {count}")
     if sample is None:
         return list(entries[:limit])
-    digests = [hashlib.sha256(f"{sample.seed}:{identify(entry)}".encode()).digest() for entry in entries]
+    texts = (f"{sample.seed}:{identify(entry)}" for entry in entries)
+    digests = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
     first = sorted(range(len(entries)), key=digests.__getitem__)[: sample.n]
     return [entries[index] for index in sorted(first)]
 

@@ -87,5 +87,5 @@ def _size(path: Path, digest: hashlib._Hash) -> tuple[int, int]:
         reason = reason or type(error).__name__
         problem = f"cannot read label map {path}: {reason}"
         raise Failure("dataset.invalid", problem, hint=PATHS_HINT) from error
-    digest.update(f"\n{hashlib.sha256(content).hexdigest()} {path.name}".encode())
+    digest.update(f"\n{hashlib.sha256(content).hexdigest()} {path.name}".encode("utf-8", "surrogateescape"))
     return height, width
