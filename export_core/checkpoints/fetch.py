@@ -43,7 +43,10 @@ def cache_path(url: str, cache_dir: Path | None = None) -> Path:
     Raises:
         Failure: ``config.invalid`` for an address of an unknown scheme or one that names no file.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise Failure("config.invalid", f"{shown(url)}: {error}", hint="give a whole address") from None
     if parts.scheme not in SCHEMES:
         expected = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise Failure("config.invalid", f"{shown(url)}: unknown scheme", hint=f"expected one of {expected}")
