@@ -102,6 +102,8 @@ class Caffe2(Format):
         for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD"):
             if model[head].POOLER_TYPE == "ROIPool":
                 raise _refused(f"MODEL.{head}.POOLER_TYPE", "ROIPool", "Caffe2 nets are made with RoIAlign")
+        if model.META_ARCHITECTURE != "ProposalNetwork" and config.TEST.DETECTIONS_PER_IMAGE == 0:
+            raise _refused("TEST.DETECTIONS_PER_IMAGE", 0, "Caffe2's BoxWithNMSLimit takes it for no limit")
 
     def export(
         self,

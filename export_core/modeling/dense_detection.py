@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zooport.export_core.config import Config
+from zooport.export_core.failures import Failure
 from zooport.export_core.modeling.boxes import ClassNms
 from zooport.export_core.modeling.images import ImageNormalizer
 from zooport.export_core.modeling.layers import make_norm
@@ -93,12 +94,24 @@ class DenseDetector(nn.Module):
         anchor_generator: nn.Module,
         box_coder: nn.Module,
     ) -> Any:
-        """Put a detector together, with the test settings of a node such as MODEL.RETINANET."""
+        """Put a detector together, with the test settings of a node such as MODEL.RETINANET.
+
+        Raises:
+            Failure: ``config.invalid`` for a negative TEST.DETECTIONS_PER_IMAGE, which means no limit in
+                two-stage detectors only: detectron2's one-stage ones drop so many of what they found.
+        """
+        limit = config.TEST.DETECTIONS_PER_IMAGE
+        if limit < 0:
+            raise Failure(
+                "config.invalid",
+                f"TEST.DETECTIONS_PER_IMAGE = {limit} is no number of detections",
+                hint="a one-stage detector knows no value for all of them; give a large number",
+            )
         selector = DenseSelector(
             node.SCORE_THRESH_TEST,
             node.TOPK_CANDIDATES_TEST,
             node.NMS_THRESH_TEST,
-            config.TEST.DETECTIONS_PER_IMAGE,
+            limit,
         )
         normalizer = ImageNormalizer.from_config(config, backbone)
         names = list(node.IN_FEATURES)

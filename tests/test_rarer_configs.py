@@ -1,0 +1,55 @@
+"""What a config may say although no official one does: every format gives what the eager model gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from zooport.export_core import formats
+from zooport.export_core.formats.caffe2_export import EXECUTOR
+from zooport.export_core.samples import Sample
+from zooport.export_core.verification import compare_outputs
+from zooport.tests.artifact_processes import arrays
+from zooport.tests.official_zoo import TINY, build_for_export, config_of, inputs_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x"
+FORMATS = [
+    *("torchscript-trace", "torchscript-script", "onnx", "caffe2"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("torch-export", "tensorflow")),
+]
+SIZES = [(96, 128), (75, 133)]
+
+# What is rare -> a model and what its config says.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "as many detections as there are": (MASK, {"TEST.DETECTIONS_PER_IMAGE": -1}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("format_", FORMATS)
+@torch.no_grad()
+def test_an_artifact_gives_what_the_eager_model_gives(
+    case: str, format_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(EXECUTOR, "reference")
+    name, overrides = CASES[case]
+    model: Any = build_for_export(name, tiny=True, more=overrides)
+    samples = [
+        Sample(f"{size}", arrays(inputs), arrays(model([inputs])[0]))
+        for size, inputs in ((size, inputs_of(name, *size)) for size in SIZES)
+    ]
+    exporter, fields = formats.get(format_), sorted(samples[0].outputs)
+    exporter.requires(config_of(name, TINY | overrides), {})
+    exporter.export(model, inputs_of(name, *SIZES[0]), fields, tmp_path, {})
+
+    predict = exporter.load(tmp_path, fields, {})
+
+    for sample in samples:
+        assert sample.detections > 3
+        compare_outputs(sample, predict(**sample.inputs), exporter.tolerance({}))
+    getattr(predict, "close", lambda: None)()
