@@ -18,6 +18,11 @@ from zooport.tests.official_zoo import TINY, build_for_export, config_of, inputs
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x"
+RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x"
+FLAT_ANCHORS = {
+    "MODEL.ANCHOR_GENERATOR.SIZES": [24, 48],
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [0.5, 1.0, 2.0],
+}
 FORMATS = [
     *("torchscript-trace", "torchscript-script", "onnx", "caffe2"),
     *(pytest.param(name, marks=pytest.mark.slow) for name in ("torch-export", "tensorflow")),
@@ -27,6 +32,7 @@ SIZES = [(96, 128), (75, 133)]
 # What is rare -> a model and what its config says.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "as many detections as there are": (MASK, {"TEST.DETECTIONS_PER_IMAGE": -1}),
+    "the same anchors on every level": (RETINANET, FLAT_ANCHORS),
 }
 
 
