@@ -23,6 +23,8 @@ FLAT_ANCHORS = {
     "MODEL.ANCHOR_GENERATOR.SIZES": [24, 48],
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [0.5, 1.0, 2.0],
 }
+# Nothing else keeps the activations of made-up weights in range.
+NO_NORMS = {"MODEL.RESNETS.NORM": "", "MODEL.PIXEL_STD": [4000.0] * 3}
 FORMATS = [
     *("torchscript-trace", "torchscript-script", "onnx", "caffe2"),
     *(pytest.param(name, marks=pytest.mark.slow) for name in ("torch-export", "tensorflow")),
@@ -32,6 +34,7 @@ SIZES = [(96, 128), (75, 133)]
 # What is rare -> a model and what its config says.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "as many detections as there are": (MASK, {"TEST.DETECTIONS_PER_IMAGE": -1}),
+    "a ResNet without norms": (MASK, NO_NORMS),
     "the same anchors on every level": (RETINANET, FLAT_ANCHORS),
 }
 

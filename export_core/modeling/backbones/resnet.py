@@ -31,7 +31,7 @@ class Stem(nn.Module):
 
     def __init__(self, out_channels: int, norm: str) -> None:
         super().__init__()
-        self.conv1 = Conv2d(3, out_channels, 7, stride=2, padding=3, norm=norm, relu=True)
+        self.conv1 = Conv2d(3, out_channels, 7, stride=2, padding=3, norm=norm, relu=True, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, out_channels, H / 4, W / 4) for x (N, 3, H, W)."""
