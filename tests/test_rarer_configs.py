@@ -19,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 
 MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x"
 RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x"
+FCOS = "COCO-Detection/fcos_R_50_FPN_1x"
 FLAT_ANCHORS = {
     "MODEL.ANCHOR_GENERATOR.SIZES": [24, 48],
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [0.5, 1.0, 2.0],
@@ -35,6 +36,8 @@ SIZES = [(96, 128), (75, 133)]
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "as many detections as there are": (MASK, {"TEST.DETECTIONS_PER_IMAGE": -1}),
     "a ResNet without norms": (MASK, NO_NORMS),
+    "a norm for each level of RetinaNet": (RETINANET, {"MODEL.RETINANET.NORM": "BN"}),
+    "a norm for each level of FCOS": (FCOS, {"MODEL.FCOS.NORM": "SyncBN"}),
     "the same anchors on every level": (RETINANET, FLAT_ANCHORS),
 }
 
@@ -47,7 +50,11 @@ def test_an_artifact_gives_what_the_eager_model_gives(
 ) -> None:
     monkeypatch.setenv(EXECUTOR, "reference")
     name, overrides = CASES[case]
+    if (name, format_) == (FCOS, "caffe2"):
+        pytest.skip("there are no Caffe2 nets of FCOS, whatever its norm")
     model: Any = build_for_export(name, tiny=True, more=overrides)
+    if name == FCOS:
+        model.head.cls_score.weight.mul_(0.02)  # many scores are 1 else, and have no order
     samples = [
         Sample(f"{size}", arrays(inputs), arrays(model([inputs])[0]))
         for size, inputs in ((size, inputs_of(name, *size)) for size in SIZES)

@@ -164,9 +164,10 @@ class RetinaNetwork(Caffe2Network):
         maps = [features[name] for name in self.model.in_features]
         for index, feature in enumerate(maps):
             found[f"feature_{index}"] = feature
-        for index, feature in enumerate(maps):
-            found[f"box_cls_{index}"] = head.cls_score(head.cls_subnet(feature))
-            found[f"box_delta_{index}"] = head.bbox_pred(head.bbox_subnet(feature))
+        towers = zip(head.cls_subnet(maps), head.bbox_subnet(maps), strict=True)
+        for index, (of_classes, of_boxes) in enumerate(towers):
+            found[f"box_cls_{index}"] = head.cls_score(of_classes)
+            found[f"box_delta_{index}"] = head.bbox_pred(of_boxes)
         return found
 
 
