@@ -60,7 +60,7 @@ class Caffe2Network(nn.Module):
         self.divides = bool((normalizer.std != 1.0).any())
 
     def forward(self, data: Tensor, im_info: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs for data (1, 3, H, W), 0-255, padded, and im_info (1, 3).
+        """Return the outputs for data (1, C, H, W), 0-255, padded, and im_info (1, 3).
 
         Args:
             data: the image at the top left, in the config's channel order.

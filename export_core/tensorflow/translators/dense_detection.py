@@ -96,7 +96,7 @@ def _candidates(module: Module, scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
 
 @translates(".dense_detection.DenseDetector")
 def dense_detector(module: Module, images: list[tf.Tensor]) -> list[Fields]:
-    """Return the detections of every image (H, W, 3)."""
+    """Return the detections of every image (H, W, C)."""
     batch, sizes = module.normalizer(images)
     features = module.backbone(batch)
     maps = [features[name] for name in module.in_features]
