@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zooport.export_core.artifacts import DESCRIPTION
+from zooport.export_core.evaluation.images import image_channels
 from zooport.export_core.extensions import describe as describe_extensions
 from zooport.export_core.formats.base import RUNTIME
 from zooport.export_core.outputs import describe_outputs
@@ -47,11 +48,13 @@ def describe_model(
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """Return the content of model.json for an artifact that is about to be verified."""
+    channels = len(sample.image)
+    order = f"channels in the order {config.INPUT.FORMAT}" if channels > 1 else "grey"
     image: dict[str, Any] = {
         "name": "image",
         "dtype": "float32",
-        "shape": [3, "height", "width"],
-        "meaning": f"one image, channels in the order {config.INPUT.FORMAT}, 0 to 255, already resized",
+        "shape": [channels, "height", "width"],
+        "meaning": f"one image, {order}, 0 to 255, already resized",
     }
     more = describe_outputs([name for name in sample.inputs if name != "image"])
     outputs = describe_outputs(sorted(sample.outputs))
@@ -95,8 +98,11 @@ def preprocessing(config: Config) -> dict[str, Any]:
             "longest_edge": node.MAX_SIZE_TEST,
             "interpolation": "bilinear with antialiasing, on uint8 (PIL.Image.BILINEAR)",
         }
+    converted = "grey, palette and alpha images become three channels"
+    if image_channels(config) == 1:
+        converted = "colours become grey, 0.299 R + 0.587 G + 0.114 B (PIL's convert('L'))"
     return {
-        "decode": "apply the EXIF rotation; grey, palette and alpha images become three channels",
+        "decode": f"apply the EXIF rotation; {converted}",
         "resize": resize,
         "channel_order": node.FORMAT,
         "value_range": [0, 255],

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zooport.export_core.evaluation import load_network_input, read_image, resize_shortest_edge
+from zooport.export_core.evaluation.images import image_channels
 from zooport.export_core.failures import Failure, Stage
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Sample:
     """What a model took for one image, and what the eager model returned.
 
     Attributes:
-        inputs: "image" (3, H, W) and the model's further inputs.
+        inputs: "image" (C, H, W) and the model's further inputs.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Sample:
 
     @property
     def image(self) -> Image:
-        """The image (3, H, W)."""
+        """The image (C, H, W)."""
         return self.inputs["image"]
 
     @property
@@ -140,7 +141,7 @@ def made_up_inputs(image: Image, names: tuple[str, ...]) -> dict[str, Image]:
 
 
 def grid_boxes(image: Image) -> Image:
-    """Return boxes (P, 4) of three sizes on a regular grid over an image (3, H, W)."""
+    """Return boxes (P, 4) of three sizes on a regular grid over an image (C, H, W)."""
     _, height, width = image.shape
     boxes = []
     for cells in (2, 4, 7):
@@ -182,24 +183,26 @@ def _originals(
 
 
 def synthetic_picture(config: Config) -> Image:
-    """Return a picture (3, H, W) of discs and bars on a gradient, at the size that the config asks for."""
+    """Return a picture (C, H, W) of discs and bars on a gradient, at the size that the config asks for."""
     side = config.INPUT.MIN_SIZE_TEST or 800
     height, width = side, min(side * 4 // 3, max(config.INPUT.MAX_SIZE_TEST, side))
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     random = np.random.default_rng(0)
-    picture = np.stack([rows / height, columns / width, 1 - rows / height]) * 120 + 60
+    channels = image_channels(config)
+    slopes = [rows / height, columns / width, 1 - rows / height]
+    picture = np.stack([slopes[channel % 3] for channel in range(channels)]) * 120 + 60
     for index in range(12):
         y, x = random.random(2) * (height, width)
         radius = side * random.uniform(0.04, 0.2)
         disc = (rows - y) ** 2 + (columns - x) ** 2 < radius**2
         bar = (abs(rows - y) < radius) & (abs(columns - x) < radius / 3)
-        picture[:, disc if index % 2 else bar] = random.uniform(0, 255, (3, 1))
+        picture[:, disc if index % 2 else bar] = random.uniform(0, 255, (channels, 1))
     noise = random.standard_normal(picture.shape) * 6
     return np.clip(np.rint(picture + noise), 0, 255).astype(np.float32)
 
 
 def shrink(image: Image, factor: float) -> Image:
-    """Return an image (3, H, W) made smaller by dropping rows and columns, at least 64 pixels a side."""
+    """Return an image (C, H, W) made smaller by dropping rows and columns, at least 64 pixels a side."""
     height = max(int(image.shape[1] * factor), min(SMALLEST_SIDE, image.shape[1]))
     width = max(int(image.shape[2] * factor), min(SMALLEST_SIDE, image.shape[2]))
     rows = np.arange(height) * image.shape[1] // height
@@ -211,12 +214,12 @@ def _find_empty(
     predictor: AnyPredictor, shape: tuple[int, ...], extra_inputs: tuple[str, ...]
 ) -> Sample | None:
     """Try plain pictures, and then noise, until the model finds nothing on one."""
-    _, height, width = shape
+    channels, height, width = shape
     random = np.random.default_rng(0)
     # Small ones first: they cost little, and large models take seconds for a large one.
     for rows, columns in ((64, 64), (32, 48), (48, 32), (32, 32), (96, 64), (height, width)):
-        plain = [np.full((3, rows, columns), level) for level in (114, 0, 255, 64, 192)]
-        noise = [random.uniform(0, high, (3, rows, columns)) for high in (32, 128, 255)]
+        plain = [np.full((channels, rows, columns), level) for level in (114, 0, 255, 64, 192)]
+        noise = [random.uniform(0, high, (channels, rows, columns)) for high in (32, 128, 255)]
         pictures = [*plain, *noise] if rows * columns < height * width else plain[:2]
         for index, picture in enumerate(pictures):
             name = f"plain picture {index + 1}"

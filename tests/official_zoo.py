@@ -118,7 +118,7 @@ def build(name: str, overrides: Tree | None = None) -> nn.Module:
     return model.to(torch.get_default_dtype()).requires_grad_(False)
 
 
-def build_for_export(name: str, *, tiny: bool = False) -> nn.Module:
+def build_for_export(name: str, *, tiny: bool = False, more: Tree | None = None) -> nn.Module:
     """The model, adjusted where it finds next to nothing, so that artifacts have something to say.
 
     Fewer proposals than in the measurement: what is compared is an artifact with its own eager model.
@@ -126,11 +126,12 @@ def build_for_export(name: str, *, tiny: bool = False) -> nn.Module:
     Args:
         name: of an official model.
         tiny: of the same architecture, but with few channels.
+        more: further overrides of its config.
     """
     overrides = {"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.01, "MODEL.RPN.POST_NMS_TOPK_TEST": 30}
-    model = build(
-        name, overrides | (TINY if tiny else {}) | (TINY_REGNET if tiny and "regnet" in name else {})
-    )
+    if tiny:
+        overrides |= TINY | (TINY_REGNET if "regnet" in name else {})
+    model = build(name, overrides | (more or {}))
     if tiny and "retinanet" not in name:
         return model
     tame(name, model.state_dict())

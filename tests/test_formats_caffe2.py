@@ -269,16 +269,19 @@ def test_a_variable_that_names_no_runtime_is_told(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("name", "key"),
+    ("name", "overrides", "key"),
     [
-        ("Misc/mask_rcnn_R_50_FPN_1x_dconv_c3-c5", "MODEL.RESNETS.DEFORM_ON_PER_STAGE"),
-        ("COCO-Detection/fast_rcnn_R_50_FPN_1x", "MODEL.PROPOSAL_GENERATOR.NAME"),
-        ("COCO-Detection/fcos_R_50_FPN_1x", "MODEL.META_ARCHITECTURE"),
+        ("Misc/mask_rcnn_R_50_FPN_1x_dconv_c3-c5", {}, "MODEL.RESNETS.DEFORM_ON_PER_STAGE"),
+        ("COCO-Detection/fast_rcnn_R_50_FPN_1x", {}, "MODEL.PROPOSAL_GENERATOR.NAME"),
+        ("COCO-Detection/fcos_R_50_FPN_1x", {}, "MODEL.META_ARCHITECTURE"),
+        (MASK, {"TEST.DETECTIONS_PER_IMAGE": 0}, "TEST.DETECTIONS_PER_IMAGE"),
     ],
 )
-def test_what_caffe2_cannot_do_is_refused_before_any_work(name: str, key: str) -> None:
+def test_what_caffe2_cannot_do_is_refused_before_any_work(
+    name: str, overrides: dict[str, Any], key: str
+) -> None:
     with pytest.raises(Failure) as caught:
-        formats.get("caffe2").requires(config_of(name), {})
+        formats.get("caffe2").requires(config_of(name, overrides), {})
     assert caught.value.code == "unsupported.combination"
     assert key in caught.value.message
 

@@ -353,7 +353,8 @@ def test_a_blueprint_keeps_settings_arrays_and_order(tmp_path: Path) -> None:
     assert selector.settings["topk_candidates"] == model.selector.topk_candidates
     # Classes that only put others together count as what they are made from.
     assert read.kind == "zooport.export_core.modeling.dense_detection.DenseDetector"
-    assert read.children["head"].children["cls_subnet"].kind == "torch.nn.modules.container.Sequential"
+    res2 = read.children["backbone"].children["bottom_up"].children["res2"]
+    assert res2.kind == "torch.nn.modules.container.Sequential"
 
 
 def test_the_blueprint_of_a_skeleton_names_modules_that_are_all_translated() -> None:

@@ -111,6 +111,29 @@ def test_resnets_equal_torchvisions(name: str, settings: dict[str, Any], make_co
     assert ours.channels["res5"] == hidden.shape[1]
 
 
+@pytest.mark.parametrize("norm", ["", "FrozenBN"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"DEPTH": 18, "RES2_OUT_CHANNELS": 64},
+        {"DEPTH": 50},
+        {"DEPTH": 50, "DEFORM_ON_PER_STAGE": [True] * 4},
+    ],
+    ids=["basic", "bottleneck", "deformable"],
+)
+def test_no_convolution_but_that_of_the_offsets_has_a_bias(
+    settings: dict[str, Any], norm: str, make_config: Any
+) -> None:
+    settings = {"NORM": norm, "OUT_FEATURES": ["res5"], **settings}
+    built = resnet.build_resnet(make_config(**{f"MODEL__RESNETS__{k}": v for k, v in settings.items()}))
+
+    with_bias = {name for name in built.state_dict() if re.search(r"(conv\d\w*|shortcut)\.bias$", name)}
+
+    offsets = {name for name in built.state_dict() if name.endswith("conv2_offset.bias")}
+    assert with_bias == offsets
+    assert len(offsets) == (16 if "DEFORM_ON_PER_STAGE" in settings else 0)
+
+
 def test_stages_that_nobody_asks_for_are_not_built(make_config: Any) -> None:
     built = resnet.build_resnet(make_config(MODEL__RESNETS__OUT_FEATURES=["stem", "res3"]))
 

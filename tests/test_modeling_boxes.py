@@ -192,6 +192,17 @@ def test_selection_takes_the_box_of_the_class_and_the_best_only() -> None:
     assert found["pred_classes"].tolist() == [1, 1, 0]
 
 
+@pytest.mark.parametrize(("topk", "count"), [(-1, 3), (-7, 3), (0, 0), (2, 2)])
+def test_a_negative_limit_keeps_all_detections_and_zero_none(topk: int, count: int) -> None:
+    selector = DetectionSelector(score_thresh=0.1, nms_thresh=0.5, topk=topk, classes=1)
+    boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0], [20, 0, 29, 9], [40, 0, 49, 9]])
+    scores = torch.tensor([[0.3, 0.7], [0.9, 0.1], [0.6, 0.4]])
+
+    (found,) = selector(boxes, scores, [boxes], [(50, 50)])
+
+    assert found["scores"].tolist() == pytest.approx([0.9, 0.6, 0.3][:count])
+
+
 def test_selection_of_a_batch_without_proposals() -> None:
     selector = DetectionSelector(score_thresh=0.1, nms_thresh=0.5, topk=3, classes=2)
 

@@ -28,6 +28,8 @@ REGNET = "COCO-InstanceSegmentation/mask_rcnn_regnetx_4gf_dds_fpn_1x"
 RPN = "COCO-Detection/rpn_R_50_FPN_1x"
 SHALLOW = {"MODEL.RESNETS.DEPTH": 18, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64}
 
+GREY = {"INPUT.FORMAT": "L", "MODEL.PIXEL_MEAN": [110.0], "MODEL.PIXEL_STD": [57.0]}
+
 # A model, further overrides, and the key and value that nothing here implements.
 UNSUPPORTED = [
     (FPN, {}, "MODEL.META_ARCHITECTURE", "TridentNet"),
@@ -105,13 +107,25 @@ def test_an_unknown_norm_is_refused_by_key_and_value(name: str, key: str) -> Non
         (FPN, {"MODEL.RPN.CONV_DIMS": []}, "MODEL.RPN.CONV_DIMS"),
         (FPN, {"MODEL.ROI_BOX_HEAD.NUM_FC": 0}, "MODEL.ROI_BOX_HEAD"),
         (FPN, {"MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64]]}, "MODEL.ANCHOR_GENERATOR.SIZES"),
+        (FPN, {"MODEL.ANCHOR_GENERATOR.SIZES": []}, "MODEL.ANCHOR_GENERATOR.SIZES"),
+        (FPN, {"MODEL.ANCHOR_GENERATOR.SIZES": [32, [64]]}, "MODEL.ANCHOR_GENERATOR.SIZES"),
+        (FPN, {"MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[]]}, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
+        (FPN, {**GREY, "INPUT.FORMAT": "BGR"}, "INPUT.FORMAT"),
+        (FPN, {**GREY, "INPUT.FORMAT": "BGR"}, "MODEL.PIXEL_MEAN"),
+        (RETINANET, {**GREY, "MODEL.PIXEL_MEAN": [1.0] * 4, "INPUT.FORMAT": "RGB"}, "INPUT.FORMAT"),
+        (FPN, {**GREY, "MODEL.PIXEL_STD": [1.0] * 3}, "MODEL.PIXEL_STD"),
+        (FPN, {"MODEL.PIXEL_STD": [1.0] * 2}, "MODEL.PIXEL_STD"),
+        (FPN, {"MODEL.PIXEL_MEAN": []}, "MODEL.PIXEL_MEAN"),
         (FPN, {"MODEL.FPN.IN_FEATURES": ["res2", "res7"]}, "MODEL.FPN.IN_FEATURES"),
         (RETINANET, {"MODEL.RETINANET.IN_FEATURES": ["p2"]}, "MODEL.RETINANET.IN_FEATURES"),
+        (RETINANET, {"TEST.DETECTIONS_PER_IMAGE": -1}, "TEST.DETECTIONS_PER_IMAGE"),
+        (FCOS, {"TEST.DETECTIONS_PER_IMAGE": -1}, "TEST.DETECTIONS_PER_IMAGE"),
         (CASCADE, {"MODEL.ROI_BOX_CASCADE_HEAD.IOUS": [0.5]}, "MODEL.ROI_BOX_CASCADE_HEAD"),
         (PANOPTIC, {"MODEL.SEM_SEG_HEAD.COMMON_STRIDE": 8}, "MODEL.SEM_SEG_HEAD.COMMON_STRIDE"),
         (C4, {"MODEL.ROI_HEADS.IN_FEATURES": ["res4"], "MODEL.RESNETS.RES2_OUT_CHANNELS": 64}, ""),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
 def test_what_contradicts_itself_is_an_invalid_config(name: str, overrides: dict[str, Any], key: str) -> None:
     if not key:
         build_skeleton(config_of(name, overrides))  # narrower than usual, but consistent
@@ -121,6 +135,23 @@ def test_what_contradicts_itself_is_an_invalid_config(name: str, overrides: dict
 
     assert caught.value.code == "config.invalid"
     assert key in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "channels"),
+    [
+        (GREY, 1),
+        ({"INPUT.FORMAT": "L"}, 3),  # detectron2 normalises the one channel by each mean
+        ({"INPUT.FORMAT": "RGBA", "MODEL.PIXEL_MEAN": [110.0] * 4, "MODEL.PIXEL_STD": [57.0]}, 4),
+    ],
+)
+@pytest.mark.parametrize(("name", "stem"), [(RETINANET, "stem.conv1.weight"), (REGNET, "stem.conv.weight")])
+def test_a_network_takes_as_many_channels_as_there_are_means(
+    name: str, stem: str, overrides: dict[str, Any], channels: int
+) -> None:
+    state = build_skeleton(config_of(name, overrides)).state_dict()
+
+    assert state[f"backbone.bottom_up.{stem}"].shape[1] == channels
 
 
 def test_an_architecture_is_refused_before_weights_are_read(tmp_path: Path) -> None:

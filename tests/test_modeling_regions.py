@@ -41,6 +41,14 @@ def test_anchors_lie_cell_by_cell_row_by_row(offset: float) -> None:
     assert generator.per_cell == [2, 2]
 
 
+def test_plain_numbers_are_the_anchors_of_every_map() -> None:
+    flat = AnchorGenerator([32, 64, 128], [0.5, 1.0, 2.0], [4, 8])
+    spelled_out = AnchorGenerator([[32, 64, 128]] * 2, [[0.5, 1.0, 2.0]] * 2, [4, 8])
+
+    assert flat.per_cell == [9, 9]
+    assert all(torch.equal(one, other) for one, other in zip(flat.cells, spelled_out.cells, strict=True))
+
+
 def test_anchor_sizes_fit_the_number_of_maps() -> None:
     with pytest.raises(Failure, match=r"ANCHOR_GENERATOR\.SIZES has 2 entries for 3") as caught:
         AnchorGenerator([[8], [16]], [[1.0]], [4, 8, 16])

@@ -61,6 +61,18 @@ def test_the_same_detections_are_selected(kind: str, shared: bool) -> None:
         assert torch.equal(found[name], value), name
 
 
+@pytest.mark.parametrize("topk", [-1, 0])
+def test_a_negative_limit_selects_all_and_zero_none(topk: int) -> None:
+    boxes, scores = some_boxes(60), random(60, 6, seed=2).sigmoid()
+
+    (found,) = OneImageSelector(DetectionSelector(0.2, 0.4, topk, 5))(boxes, scores, [boxes], [SIZE])
+
+    (wanted,) = DetectionSelector(0.2, 0.4, 300 if topk else 0, 5)(boxes, scores, [boxes], [SIZE])
+    assert (len(wanted["scores"]) > 30) == bool(topk)
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value), name
+
+
 @pytest.mark.parametrize("name", RPN_MODELS)
 @pytest.mark.parametrize("kind", ["plain", "not finite", "large ones only"])
 def test_the_same_regions_are_proposed(name: str, kind: str) -> None:

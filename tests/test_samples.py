@@ -169,6 +169,25 @@ def test_without_any_image_a_picture_is_made(config: Config) -> None:
     assert samples[0].image.shape == (3, 64, 85)
 
 
+def test_samples_of_a_model_of_grey_images_have_one_channel(config: Config, tmp_path: Path) -> None:
+    grey = load_config(
+        tmp_path / "config.yaml",
+        {
+            "INPUT.FORMAT": "L",
+            "INPUT.MIN_SIZE_TEST": 64,
+            "MODEL.PIXEL_MEAN": [110.0],
+            "MODEL.PIXEL_STD": [57.0],
+        },
+    )
+
+    made, _ = find_samples(Detector(is_busy), grey, None, None)
+    read, _ = find_samples(Detector(is_busy), grey, dataset_of(tmp_path, [(100, 100), (100, 120)]), None)
+
+    assert made[0].name == "a synthetic picture"
+    assert [sample.image.shape[0] for sample in made + read] == [1] * 6
+    assert [sample.detections for sample in made + read] == [2, 2, 0] * 2
+
+
 def test_models_that_label_pixels_need_no_empty_image(config: Config, tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path, [(100, 100), (100, 120)])
 

@@ -37,12 +37,13 @@ class NoLayout(Exception):
     """Graphviz, which works out where things go, is not there or failed."""
 
 
-def draw(predict: Any, parameters: Mapping[str, Array], path: Path) -> None:
+def draw(predict: Any, parameters: Mapping[str, Array], channels: int, path: Path) -> None:
     """Draw a net. Equal nets give equal pictures.
 
     Args:
         predict: a NetDef that takes ``data`` and ``im_info`` and its parameters.
         parameters: blob name -> array.
+        channels: of ``data``.
         path: of the picture.
 
     Raises:
@@ -52,7 +53,7 @@ def draw(predict: Any, parameters: Mapping[str, Array], path: Path) -> None:
     import graphviz
 
     try:
-        picture = _graph(predict, _shapes(predict, parameters)).pipe(format="svg")
+        picture = _graph(predict, _shapes(predict, parameters, channels)).pipe(format="svg")
     except graphviz.ExecutableNotFound as error:
         raise NoLayout("Graphviz's program dot is not installed (apt install graphviz)") from error
     except graphviz.CalledProcessError as error:
@@ -60,11 +61,11 @@ def draw(predict: Any, parameters: Mapping[str, Array], path: Path) -> None:
     path.write_bytes(picture)
 
 
-def _shapes(predict: Any, parameters: Mapping[str, Array]) -> _Shapes:
+def _shapes(predict: Any, parameters: Mapping[str, Array], channels: int) -> _Shapes:
     """Return the shape of every blob, from one run over a grey image."""
     height, width = _IMAGE
     inputs: dict[str, Any] = {
-        "data": np.full((1, 3, height, width), 114.0, np.float32),
+        "data": np.full((1, channels, height, width), 114.0, np.float32),
         "im_info": np.array([[height, width, 1.0]], np.float32),
     }
     fetch = list(dict.fromkeys(name for operator in predict.op for name in operator.output))

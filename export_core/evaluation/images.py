@@ -14,8 +14,10 @@ from zooport.export_core.failures import Failure
 
 Uint8Image = npt.NDArray[np.uint8]
 
-# detectron2's formats that stay uint8; it also knows YUV-BT.601, whose floats it resizes by other means.
-FORMATS = ("BGR", "RGB", "L")
+# detectron2's formats that stay uint8, and their channels; it also knows YUV-BT.601, whose floats it resizes
+# by other means.
+CHANNELS = {"BGR": 3, "RGB": 3, "L": 1}
+FORMATS = tuple(CHANNELS)
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -42,11 +44,16 @@ def require_format(fmt: str) -> None:
         )
 
 
+def image_channels(config: Any) -> int:
+    """Return the channels of a config's images; of a format that zooport does not read, those of its mean."""
+    return CHANNELS.get(config.INPUT.FORMAT, len(config.MODEL.PIXEL_MEAN))
+
+
 def read_image(path: Path, fmt: str) -> Uint8Image:
     """Read an image file upright and in the asked channel order.
 
-    EXIF orientation is applied; grey, palette, alpha, CMYK and 16-bit images become three channels as PIL's
-    ``convert("RGB")`` makes them. An animation gives its first frame.
+    EXIF orientation is applied; grey, palette, alpha, CMYK and 16-bit images become three channels, or one
+    for L, as PIL's ``convert`` makes them. An animation gives its first frame.
 
     Args:
         path: any file that PIL can read.

@@ -102,6 +102,8 @@ class Caffe2(Format):
         for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD"):
             if model[head].POOLER_TYPE == "ROIPool":
                 raise _refused(f"MODEL.{head}.POOLER_TYPE", "ROIPool", "Caffe2 nets are made with RoIAlign")
+        if model.META_ARCHITECTURE != "ProposalNetwork" and config.TEST.DETECTIONS_PER_IMAGE == 0:
+            raise _refused("TEST.DETECTIONS_PER_IMAGE", 0, "Caffe2's BoxWithNMSLimit takes it for no limit")
 
     def export(
         self,
@@ -122,7 +124,7 @@ class Caffe2(Format):
         with tempfile.TemporaryDirectory(dir=directory, prefix=".") as folder:
             network = NETWORKS[self._config.MODEL.META_ARCHITECTURE](model)
             network.heatmap_max = bool(options.get(HEATMAP_MAX))
-            recorded, names = _record(network.eval(), Path(folder))
+            recorded, names = _record(network.eval(), len(inputs["image"]), Path(folder))
         predict, parameters = to_net(recorded, "zooport_predict")
         del recorded  # as large as the parameters
         size = sum(array.nbytes * 5 // 4 for array in parameters.values())
@@ -138,18 +140,18 @@ class Caffe2(Format):
         arguments = net_arguments(model, self._config)
         predict.arg.extend(make_argument(name, value) for name, value in arguments.items())
         write_nets(directory, predict, parameters)
-        self._draw(predict, parameters, directory)
+        self._draw(predict, parameters, len(inputs["image"]), directory)
         if RUNTIME not in options and _executor_name(options) == "reference":
             self.remarks.append(
                 "verified by zooport's reference executor: zooport runtime install caffe2 brings the real one"
             )
 
-    def _draw(self, predict: Any, parameters: Mapping[str, Array], directory: Path) -> None:
+    def _draw(self, predict: Any, parameters: Mapping[str, Array], channels: int, directory: Path) -> None:
         """Draw the net; a drawing that cannot be made is no failure of the export."""
         from zooport.export_core.caffe2.drawing import NoLayout, draw
 
         try:
-            draw(predict, parameters, directory / DRAWING)
+            draw(predict, parameters, channels, directory / DRAWING)
         except NoLayout as error:
             self.remarks.append(f"{DRAWING} was not drawn: {error}")
 
@@ -185,7 +187,7 @@ class Caffe2(Format):
         data = {
             "name": "data",
             "dtype": "float32",
-            "shape": [1, 3, "height", "width"],
+            "shape": [1, *inputs[0]["shape"]],
             "meaning": f"{inputs[0]['meaning']}; zeros to its right and below, up to size_divisibility",
         }
         im_info = {"name": "im_info", "dtype": "float32", "shape": [1, 3], "meaning": size}
@@ -211,7 +213,7 @@ def _finds_keypoints(config: Config) -> bool:
     return bool(config.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and config.MODEL.KEYPOINT_ON)
 
 
-def _record(network: Any, folder: Path) -> tuple[Any, list[str]]:
+def _record(network: Any, channels: int, folder: Path) -> tuple[Any, list[str]]:
     """Return a network as an ONNX model, and the names of its outputs; ``folder`` is for a while."""
     import onnx
     import torch
@@ -219,7 +221,7 @@ def _record(network: Any, folder: Path) -> tuple[Any, list[str]]:
     from zooport.export_core.formats.caffe2_network import DATA, IM_INFO
     from zooport.export_core.formats.caffe2_operators import DOMAIN, OPSET, recorded_as_caffe2
 
-    sample = torch.zeros(1, 3, *_SIDES), torch.tensor([[*map(float, _SIDES), 1.0]])
+    sample = torch.zeros(1, channels, *_SIDES), torch.tensor([[*map(float, _SIDES), 1.0]])
     path = folder / "recorded.onnx"
     with warnings.catch_warnings(), torch.no_grad(), recorded_as_caffe2():
         warnings.simplefilter("ignore")

@@ -60,7 +60,7 @@ class Caffe2Network(nn.Module):
         self.divides = bool((normalizer.std != 1.0).any())
 
     def forward(self, data: Tensor, im_info: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs for data (1, 3, H, W), 0-255, padded, and im_info (1, 3).
+        """Return the outputs for data (1, C, H, W), 0-255, padded, and im_info (1, 3).
 
         Args:
             data: the image at the top left, in the config's channel order.
@@ -164,9 +164,10 @@ class RetinaNetwork(Caffe2Network):
         maps = [features[name] for name in self.model.in_features]
         for index, feature in enumerate(maps):
             found[f"feature_{index}"] = feature
-        for index, feature in enumerate(maps):
-            found[f"box_cls_{index}"] = head.cls_score(head.cls_subnet(feature))
-            found[f"box_delta_{index}"] = head.bbox_pred(head.bbox_subnet(feature))
+        towers = zip(head.cls_subnet(maps), head.bbox_subnet(maps), strict=True)
+        for index, (of_classes, of_boxes) in enumerate(towers):
+            found[f"box_cls_{index}"] = head.cls_score(of_classes)
+            found[f"box_delta_{index}"] = head.bbox_pred(of_boxes)
         return found
 
 

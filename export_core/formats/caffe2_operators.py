@@ -59,7 +59,7 @@ def _suffix(value: Any) -> str:
 
 
 def inside(data: Tensor, im_info: Tensor) -> Tensor:
-    """Return (H, W): 1 where the image is, 0 where ``data`` (1, 3, H, W) is padding.
+    """Return (H, W): 1 where the image is, 0 where ``data`` (1, C, H, W) is padding.
 
     Args:
         data: the padded batch of one image.

@@ -42,7 +42,7 @@ class Caffe2Predictor:
         self._fields = list(fields)
 
     def __call__(self, image: Array) -> dict[str, Array]:
-        """Return the fields for an image, float32 (3, H, W), 0-255, in the config's channel order."""
+        """Return the fields for an image, float32 (C, H, W), 0-255, in the config's channel order."""
         _, height, width = image.shape
         data = padded(image, self._arguments["size_divisibility"])
         im_info = np.array([[height, width, 1.0]], np.float32)
@@ -58,7 +58,7 @@ class Caffe2Predictor:
 
 
 def padded(image: Array, divisibility: int) -> Array:
-    """Return (1, 3, H', W'): zeros at the right and bottom up to multiples of ``divisibility`` (0: none)."""
+    """Return (1, C, H', W'): zeros at the right and bottom up to multiples of ``divisibility`` (0: none)."""
     step = max(1, divisibility)
     sides = [(0, 0), *((0, -length % step) for length in image.shape[1:])]
     return np.pad(image, sides)[None].astype(np.float32, copy=False)

@@ -67,7 +67,7 @@ class Onnx(Format):
         tools=("onnx", "onnxruntime"),
         tolerance=TOLERANCE,
         options={
-            "batch": "N or dynamic: that many images of one size; default: one image (3, H, W)",
+            "batch": "N or dynamic: that many images of one size; default: one image (C, H, W)",
             "fp16": "true: weights and products in half precision; default: false",
             "postprocess": "true: takes height and width of the original image, results are in its frame",
             "opset": f"version of ONNX's operators, {LOWEST_OPSET} to {HIGHEST_OPSET} (the default)",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zooport.export_core.formats.onnx_functions import padded, pool_regions, quotient, reshaped, suppress
 from zooport.export_core.modeling.anchors import AnchorGenerator
-from zooport.export_core.modeling.boxes import BoxCoder
+from zooport.export_core.modeling.boxes import BoxCoder, best_of
 from zooport.export_core.modeling.images import ImageNormalizer
 from zooport.export_core.modeling.poolers import RoiPooler
 from zooport.export_core.modeling.proposals.rpn import RPN, Proposals, StandardRPNHead
@@ -168,9 +168,9 @@ class OneImageSelector(nn.Module):
         # Equal scores go by position: of the proposal, then of the class.
         places = (rows * classes + labels).sort()[0]
         best, order = reshaped(rated, [-1])[places].sort(descending=True, stable=True)
-        kept = places[order[: self.topk]]
+        kept = places[best_of(order, self.topk)]
         chosen = boxes[quotient(kept, classes)] if shared else reshaped(boxes, [-1, 4])[kept]
-        return [{"pred_boxes": chosen, "scores": best[: self.topk], "pred_classes": kept % classes}]
+        return [{"pred_boxes": chosen, "scores": best_of(best, self.topk), "pred_classes": kept % classes}]
 
 
 class OneImagePooler(nn.Module):

@@ -78,7 +78,7 @@ class TensorFlow(Format):
         # Convolutions add up in another order than torch's.
         tolerance=Tolerance(pixels=0.05, score=1e-3, mask=1e-3, relative=1e-3),
         options={
-            "batch": "N: that many images of one size; default: one image (H, W, 3)",
+            "batch": "N: that many images of one size; default: one image (H, W, C)",
             "tflite": "true: model.tflite too, which is then what is verified; default: false",
             "quantize": "dynamic: weights of model.tflite in 8 bits; default: 32",
         },
@@ -193,7 +193,9 @@ class TensorFlow(Format):
         leading = [options["batch"]] if "batch" in options else []
         described = []
         for entry in inputs:
-            shape = ["height", "width", 3] if entry["name"] == "image" else entry.get("shape", [])
+            shape = entry.get("shape", [])
+            if entry["name"] == "image":
+                shape = [*shape[1:], shape[0]]
             described.append({**entry, "shape": [*leading, *shape]})
         return described, describe_batch(outputs, leading[0]) if leading else outputs
 
@@ -238,7 +240,7 @@ class _Predictor:
         self._process.close()
 
     def __call__(self, image: Array, **more: Array) -> dict[str, Array]:
-        """Return the fields for an image, float32 (3, H, W)."""
+        """Return the fields for an image, float32 (C, H, W)."""
         found = self._process.run(_as_tensorflow({"image": image, **more}, self._options))
         if "batch" not in self._options:
             return {name: found[name] for name in self._fields}

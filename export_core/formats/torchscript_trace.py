@@ -29,7 +29,7 @@ class TorchScriptTrace(Format):
         summary="TorchScript by tracing: one image tensor in, a tuple of tensors out",
         main_file=runtime.MAIN_FILE,
         call="outputs = torch.jit.load('model.ts')(image)",
-        options={"batch": "N: (N, 3, H, W) in, a tuple of N tuples out; default: one image (3, H, W)"},
+        options={"batch": "N: (N, C, H, W) in, a tuple of N tuples out; default: one image (C, H, W)"},
     )
 
     inner_parts_are_called = True

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from zooport.export_core.config import Config
 from zooport.export_core.failures import Failure
 from zooport.export_core.modeling.registry import ANCHOR_GENERATORS
+
+Values = Sequence[float] | Sequence[Sequence[float]]
 
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
@@ -25,16 +28,26 @@ def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tens
     return torch.tensor(anchors, device="cpu")
 
 
-def _per_level(values: Sequence[Sequence[float]], levels: int, key: str) -> list[Sequence[float]]:
-    if len(values) == 1:
-        return list(values) * levels
-    if len(values) != levels:
+def _per_level(values: Values, levels: int, key: str) -> list[Sequence[float]]:
+    """Return the numbers of each feature map; plain numbers, or a single list of them, are those of all."""
+    lists: list[Any] = list(values) if any(map(_is_list, values)) else [values]
+    if not all(_is_list(numbers) and numbers and not any(map(_is_list, numbers)) for numbers in lists):
         raise Failure(
             "config.invalid",
-            f"{key} has {len(values)} entries for {levels} feature maps",
+            f"{key} = {values} holds no numbers for each feature map",
+            hint="give a list of numbers for all feature maps, or such a list for each",
+        )
+    if len(lists) not in {1, levels}:
+        raise Failure(
+            "config.invalid",
+            f"{key} has {len(lists)} entries for {levels} feature maps",
             hint="give one entry, or one for each feature map",
         )
-    return list(values)
+    return lists * levels if len(lists) == 1 else lists
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple)
 
 
 @ANCHOR_GENERATORS.register("DefaultAnchorGenerator")
@@ -42,16 +55,16 @@ class AnchorGenerator(nn.Module):
     """Anchors of every size and aspect ratio at every cell (Ren et al., Faster R-CNN, section 3.1.1).
 
     Args:
-        sizes: side lengths in pixels, for each feature map.
-        aspect_ratios: heights over widths, for each feature map.
+        sizes: side lengths in pixels, for each feature map or for all of them.
+        aspect_ratios: heights over widths, likewise.
         strides: pixels between cells, for each feature map.
         offset: where in its cell the first anchor's centre lies, as a fraction of the stride.
     """
 
     def __init__(
         self,
-        sizes: Sequence[Sequence[float]],
-        aspect_ratios: Sequence[Sequence[float]],
+        sizes: Values,
+        aspect_ratios: Values,
         strides: Sequence[int],
         offset: float = 0.0,
     ) -> None:

@@ -37,6 +37,11 @@ def nonempty(boxes: Tensor, min_size: float = 0.0) -> Tensor:
     return ((boxes[:, 2] - boxes[:, 0]) > min_size) & ((boxes[:, 3] - boxes[:, 1]) > min_size)
 
 
+def best_of(ordered: Tensor, most: int) -> Tensor:
+    """Return the first ``most`` of what is ordered from the best on, all of it where ``most`` is negative."""
+    return ordered if most < 0 else ordered[:most]
+
+
 def class_nms(
     boxes: Tensor,
     scores: Tensor,

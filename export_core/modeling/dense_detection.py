@@ -1,25 +1,75 @@
 """What one-stage detectors share: convolution towers and the way from dense scores to detections."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from zooport.export_core.config import Config
+from zooport.export_core.failures import Failure
 from zooport.export_core.modeling.boxes import ClassNms
 from zooport.export_core.modeling.images import ImageNormalizer
-from zooport.export_core.modeling.layers import make_norm
+from zooport.export_core.modeling.layers import LevelBatchNorm, alias, make_norm
+
+# Other batch norms have one set of statistics for all levels, in detectron2 too.
+NORMS_BY_LEVEL = ("BN", "SyncBN")
 
 
-def tower(channels: int, convs: int, norm: str, key: str) -> nn.Sequential:
+class Tower(nn.Sequential):
+    """Layers that all levels of a pyramid go through."""
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Return (N, C, H, W) for each level's (N, C, H, W)."""
+        results: list[Tensor] = []
+        for feature in features:
+            x = feature
+            for layer in self:
+                x = layer(x)
+            results.append(x)
+        return results
+
+
+class LevelNormTower(nn.Module):
+    """3x3 convolutions that all levels go through, each with a norm by level and ReLU.
+
+    The submodules "0", "1" ... are named as in a :class:`Tower`.
+    """
+
+    if TYPE_CHECKING:  # TorchScript takes no annotation of a module
+        by_level: nn.ModuleList
+
+    def __init__(self, channels: int, convs: int, levels: int) -> None:
+        super().__init__()
+        by_level: list[list[nn.Module]] = [[] for _ in range(levels)]
+        for index in range(convs):
+            conv = nn.Conv2d(channels, channels, 3, padding=1)
+            norm = LevelBatchNorm(channels, levels)
+            relu = nn.ReLU()
+            for offset, layer in enumerate((conv, norm, relu)):
+                self.add_module(str(3 * index + offset), layer)
+            for level, layers in enumerate(by_level):
+                layers += [conv, norm.at(level), relu]
+        alias(self, "by_level", [nn.Sequential(*layers) for layers in by_level])
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Return (N, C, H, W) for each level's (N, C, H, W)."""
+        results: list[Tensor] = []
+        for index, layers in enumerate(self.by_level):
+            results.append(layers(features[index]))
+        return results
+
+
+def tower(channels: int, convs: int, norm: str, key: str, levels: int) -> nn.Module:
     """Return 3x3 convolutions, each with a norm (of the config key ``key``) if there is one, and ReLU."""
+    if norm in NORMS_BY_LEVEL:
+        return LevelNormTower(channels, convs, levels)
     layers: list[nn.Module] = []
     for _ in range(convs):
         layers.append(nn.Conv2d(channels, channels, 3, padding=1))
         if norm:
             layers.append(make_norm(norm, channels, key))
         layers.append(nn.ReLU())
-    return nn.Sequential(*layers)
+    return Tower(*layers)
 
 
 class DenseSelector(nn.Module):
@@ -93,12 +143,24 @@ class DenseDetector(nn.Module):
         anchor_generator: nn.Module,
         box_coder: nn.Module,
     ) -> Any:
-        """Put a detector together, with the test settings of a node such as MODEL.RETINANET."""
+        """Put a detector together, with the test settings of a node such as MODEL.RETINANET.
+
+        Raises:
+            Failure: ``config.invalid`` for a negative TEST.DETECTIONS_PER_IMAGE, which means no limit in
+                two-stage detectors only: detectron2's one-stage ones drop so many of what they found.
+        """
+        limit = config.TEST.DETECTIONS_PER_IMAGE
+        if limit < 0:
+            raise Failure(
+                "config.invalid",
+                f"TEST.DETECTIONS_PER_IMAGE = {limit} is no number of detections",
+                hint="a one-stage detector knows no value for all of them; give a large number",
+            )
         selector = DenseSelector(
             node.SCORE_THRESH_TEST,
             node.TOPK_CANDIDATES_TEST,
             node.NMS_THRESH_TEST,
-            config.TEST.DETECTIONS_PER_IMAGE,
+            limit,
         )
         normalizer = ImageNormalizer.from_config(config, backbone)
         names = list(node.IN_FEATURES)

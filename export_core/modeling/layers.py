@@ -52,6 +52,60 @@ class ChannelLayerNorm(nn.Module):
         return self.weight[:, None, None] * scaled + self.bias[:, None, None]
 
 
+class LevelStatistics(nn.Module):
+    """What a batch norm counted on one level of a pyramid."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+
+class LevelBatchNorm(nn.Module):
+    """Batch normalisation with statistics for each level of a pyramid, and weight and bias for all of them.
+
+    The submodules "0", "1" ... are the statistics. detectron2 takes those of the next level whenever its
+    module is called; here :meth:`at` gives a module for each level.
+    """
+
+    def __init__(self, channels: int, levels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        for level in range(levels):
+            self.add_module(str(level), LevelStatistics(channels))
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def at(self, level: int) -> "NormAtLevel":
+        """Return what normalises the maps of a level."""
+        statistics: Any = self.get_submodule(str(level))
+        return NormAtLevel(self, statistics)
+
+
+class NormAtLevel(nn.Module):
+    """A LevelBatchNorm on one of its levels.
+
+    Args:
+        affine: has weight and bias.
+        statistics: has mean and variance.
+    """
+
+    def __init__(self, affine: LevelBatchNorm, statistics: LevelStatistics) -> None:
+        super().__init__()
+        self.affine = affine
+        self.statistics = statistics
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (N, C, H, W)."""
+        mean, variance = self.statistics.running_mean, self.statistics.running_var
+        weight, bias = self.affine.weight, self.affine.bias
+        return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=self.affine.eps)
+
+
 def known_norm(name: str, key: str) -> str:
     """Return the value of the config key ``key`` if it names a norm.
 

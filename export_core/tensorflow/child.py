@@ -80,7 +80,7 @@ class Server:
             directory: where the artifact's files go.
             fields: names of the outputs.
             inner: paths of the modules whose outputs can be asked for.
-            sample: inputs to try the files on, the image (H, W, 3).
+            sample: inputs to try the files on, the image (H, W, C).
             options: of the format.
 
         Raises:
@@ -90,7 +90,8 @@ class Server:
         from zooport.export_core.tensorflow.blueprint import read_blueprint
 
         described = read_blueprint(blueprint)
-        wanted = conversion.Wanted(fields, list(sample), options.get("batch"), inner)
+        channels = sample[conversion.IMAGE].shape[-1]
+        wanted = conversion.Wanted(fields, list(sample), options.get("batch"), inner, channels)
         conversion.save_frozen(described, wanted, directory / files.FROZEN)
         conversion.save_model(described, wanted, directory / files.SAVED_MODEL)
         if not options.get("tflite"):

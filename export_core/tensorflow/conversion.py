@@ -24,7 +24,6 @@ Array = npt.NDArray[Any]
 
 _SMALL = 1024  # numbers
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
-_SHAPES: Mapping[str, list[int | None]] = {IMAGE: [None, None, 3], PROPOSALS: [None, 4]}
 _TRANSLATORS = _translators  # imported for what they enter into the table
 
 
@@ -37,12 +36,14 @@ class Wanted:
         inputs: names of the inputs, "image" first.
         batch: number of images of a call; None for one image without a batch dimension.
         inner: paths of the modules whose outputs have names in the frozen graph.
+        channels: of an image.
     """
 
     fields: Sequence[str]
     inputs: Sequence[str]
     batch: int | None = None
     inner: Sequence[str] = ()
+    channels: int = 3
 
     @property
     def outputs(self) -> list[str]:
@@ -181,7 +182,8 @@ class _Variables:
 
 def _specs(wanted: Wanted) -> dict[str, tf.TensorSpec]:
     leading = [] if wanted.batch is None else [wanted.batch]
-    return {name: tf.TensorSpec(leading + _SHAPES[name], tf.float32, name=name) for name in wanted.inputs}
+    shapes = {IMAGE: [None, None, wanted.channels], PROPOSALS: [None, 4]}
+    return {name: tf.TensorSpec(leading + shapes[name], tf.float32, name=name) for name in wanted.inputs}
 
 
 def _arguments(given: Mapping[str, tf.Tensor], wanted: Wanted) -> list[list[tf.Tensor]]:

@@ -19,5 +19,5 @@ class Backbone(Protocol):
     size_divisibility: int
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """Return feature name -> (N, C, H, W) for a normalised batch x (N, 3, H, W)."""
+        """Return feature name -> (N, C', H', W') for a normalised batch x (N, C, H, W)."""
         ...

@@ -102,7 +102,7 @@ class FPN(nn.Module):
         self.size_divisibility = strides[-1]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return "p2".. -> (N, out_channels, H / stride, W / stride) for x (N, 3, H, W)."""
+        """Return "p2".. -> (N, out_channels, H / stride, W / stride) for x (N, C, H, W)."""
         bottom_up = self.bottom_up(x)
         merged: list[Tensor] = []
         for index, lateral in enumerate(self.laterals):

@@ -87,9 +87,9 @@ class ResBottleneckBlock(nn.Module):
 class RegNetStem(nn.Sequential):
     """3x3 convolution of stride 2."""
 
-    def __init__(self, out_channels: int, norm: str) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
         super().__init__()
-        self.add_module("conv", nn.Conv2d(3, out_channels, 3, stride=2, padding=1, bias=False))
+        self.add_module("conv", nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False))
         self.add_module("bn", make_norm(norm, out_channels, "MODEL.REGNETS.NORM"))
         self.add_module("af", nn.ReLU())
 
@@ -102,7 +102,8 @@ def build_regnet(config: Config) -> StagedBackbone:
     names = [f"s{index}" for index in range(1, len(widths) + 1)]
     if not node.OUT_FEATURES or not set(node.OUT_FEATURES) <= {"stem", *names}:
         raise unsupported("MODEL.REGNETS.OUT_FEATURES", node.OUT_FEATURES, known=("stem", *names))
-    stages: dict[str, nn.Module] = {"stem": RegNetStem(node.STEM_OUT_CHANNELS, node.NORM)}
+    stem = RegNetStem(len(config.MODEL.PIXEL_MEAN), node.STEM_OUT_CHANNELS, node.NORM)
+    stages: dict[str, nn.Module] = {"stem": stem}
     channels, strides = {"stem": node.STEM_OUT_CHANNELS}, {"stem": 2}
     previous = node.STEM_OUT_CHANNELS
     for index, (name, (width, blocks)) in enumerate(zip(names, widths, strict=True), start=2):

@@ -29,12 +29,14 @@ STAGES = ("res2", "res3", "res4", "res5")
 class Stem(nn.Module):
     """7x7 convolution and 3x3 max pooling, each of stride 2."""
 
-    def __init__(self, out_channels: int, norm: str) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
         super().__init__()
-        self.conv1 = Conv2d(3, out_channels, 7, stride=2, padding=3, norm=norm, relu=True)
+        self.conv1 = Conv2d(
+            in_channels, out_channels, 7, stride=2, padding=3, norm=norm, relu=True, bias=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (N, out_channels, H / 4, W / 4) for x (N, 3, H, W)."""
+        """Return (N, out_channels, H / 4, W / 4) for x (N, in_channels, H, W)."""
         return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
 
 
@@ -62,7 +64,7 @@ class StagedBackbone(nn.ModuleDict):
         self.size_divisibility = 0
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return feature name -> (N, C, H / stride, W / stride) for x (N, 3, H, W)."""
+        """Return feature name -> (N, C', H / stride, W / stride) for x (N, C, H, W)."""
         features: dict[str, Tensor] = {}
         for name, stage in self.items():
             x = stage(x)
@@ -131,7 +133,9 @@ def build_resnet(config: Config) -> StagedBackbone:
         raise unsupported("MODEL.RESNETS.OUT_FEATURES", node.OUT_FEATURES, known=("stem", *STAGES))
     settings = stage_settings(config)
     deepest = max((STAGES.index(name) for name in node.OUT_FEATURES if name != "stem"), default=-1)
-    stages: dict[str, nn.Module] = {"stem": Stem(node.STEM_OUT_CHANNELS, node.NORM)}
+    stages: dict[str, nn.Module] = {
+        "stem": Stem(len(config.MODEL.PIXEL_MEAN), node.STEM_OUT_CHANNELS, node.NORM)
+    }
     channels, strides = {"stem": node.STEM_OUT_CHANNELS}, {"stem": 4}
     stride = 4
     for index in range(deepest + 1):

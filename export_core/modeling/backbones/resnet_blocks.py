@@ -1,4 +1,7 @@
-"""The blocks that ResNets are made of, and stages of them (He et al. 2015; Xie et al. 2017)."""
+"""The blocks that ResNets are made of, and stages of them (He et al. 2015; Xie et al. 2017).
+
+Their convolutions have no biases, not even where there is no norm either: detectron2's have none.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +46,7 @@ def shortcut(settings: StageSettings, in_channels: int, stride: int) -> nn.Modul
     """Return the projection beside a block's convolutions, the identity where the channels stay."""
     if in_channels == settings.out_channels:
         return nn.Identity()
-    return Conv2d(in_channels, settings.out_channels, 1, stride=stride, norm=settings.norm)
+    return Conv2d(in_channels, settings.out_channels, 1, stride=stride, norm=settings.norm, bias=False)
 
 
 class BasicBlock(nn.Module):
@@ -53,8 +56,8 @@ class BasicBlock(nn.Module):
         super().__init__()
         out, norm = settings.out_channels, settings.norm
         self.shortcut = shortcut(settings, in_channels, stride)
-        self.conv1 = Conv2d(in_channels, out, 3, stride=stride, norm=norm, relu=True)
-        self.conv2 = Conv2d(out, out, 3, norm=norm)
+        self.conv1 = Conv2d(in_channels, out, 3, stride=stride, norm=norm, relu=True, bias=False)
+        self.conv2 = Conv2d(out, out, 3, norm=norm, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, out_channels, H / stride, W / stride)."""
@@ -69,7 +72,7 @@ class BottleneckBlock(nn.Module):
         norm, width = settings.norm, settings.width
         stride_1x1, stride_3x3 = (stride, 1) if settings.stride_in_1x1 else (1, stride)
         self.shortcut = shortcut(settings, in_channels, stride)
-        self.conv1 = Conv2d(in_channels, width, 1, stride=stride_1x1, norm=norm, relu=True)
+        self.conv1 = Conv2d(in_channels, width, 1, stride=stride_1x1, norm=norm, relu=True, bias=False)
         self.conv2 = Conv2d(
             width,
             width,
@@ -79,8 +82,9 @@ class BottleneckBlock(nn.Module):
             groups=settings.groups,
             norm=norm,
             relu=True,
+            bias=False,
         )
-        self.conv3 = Conv2d(width, settings.out_channels, 1, norm=norm)
+        self.conv3 = Conv2d(width, settings.out_channels, 1, norm=norm, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, out_channels, H / stride, W / stride)."""
@@ -97,7 +101,7 @@ class DeformableBottleneckBlock(nn.Module):
         self.modulated = settings.deform_modulated
         per_cell = 3 if self.modulated else 2
         self.shortcut = shortcut(settings, in_channels, stride)
-        self.conv1 = Conv2d(in_channels, width, 1, stride=stride_1x1, norm=norm, relu=True)
+        self.conv1 = Conv2d(in_channels, width, 1, stride=stride_1x1, norm=norm, relu=True, bias=False)
         self.conv2_offset = Conv2d(
             width,
             per_cell * KERNEL * KERNEL * settings.deform_groups,
@@ -114,7 +118,7 @@ class DeformableBottleneckBlock(nn.Module):
             groups=settings.groups,
             norm=norm,
         )
-        self.conv3 = Conv2d(width, settings.out_channels, 1, norm=norm)
+        self.conv3 = Conv2d(width, settings.out_channels, 1, norm=norm, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, out_channels, H / stride, W / stride)."""

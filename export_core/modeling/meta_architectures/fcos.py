@@ -14,10 +14,10 @@ from zooport.export_core.modeling.registry import BACKBONES, META_ARCHITECTURES
 class FCOSHead(nn.Module):
     """Two towers shared by all levels; the box tower also says how central a cell is in its box."""
 
-    def __init__(self, channels: int, convs: int, classes: int, norm: str) -> None:
+    def __init__(self, channels: int, convs: int, classes: int, norm: str, levels: int) -> None:
         super().__init__()
-        self.cls_subnet = tower(channels, convs, norm, "MODEL.FCOS.NORM")
-        self.bbox_subnet = tower(channels, convs, norm, "MODEL.FCOS.NORM")
+        self.cls_subnet = tower(channels, convs, norm, "MODEL.FCOS.NORM", levels)
+        self.bbox_subnet = tower(channels, convs, norm, "MODEL.FCOS.NORM", levels)
         self.cls_score = nn.Conv2d(channels, classes, 3, padding=1)
         self.bbox_pred = nn.Conv2d(channels, 4, 3, padding=1)
         self.ctrness = nn.Conv2d(channels, 1, 3, padding=1)
@@ -29,12 +29,11 @@ class FCOSHead(nn.Module):
         """
         scores: list[Tensor] = []
         deltas: list[Tensor] = []
-        for feature in features:
-            hidden = self.bbox_subnet(feature)
-            classes = self.cls_score(self.cls_subnet(feature)).flatten(2).permute(0, 2, 1)
-            centerness = self.ctrness(hidden).flatten(2).permute(0, 2, 1)
+        for of_classes, of_boxes in zip(self.cls_subnet(features), self.bbox_subnet(features)):
+            classes = self.cls_score(of_classes).flatten(2).permute(0, 2, 1)
+            centerness = self.ctrness(of_boxes).flatten(2).permute(0, 2, 1)
             scores.append((classes.sigmoid() * centerness.sigmoid()).sqrt())
-            deltas.append(self.bbox_pred(hidden).flatten(2).permute(0, 2, 1))
+            deltas.append(self.bbox_pred(of_boxes).flatten(2).permute(0, 2, 1))
         return scores, deltas
 
 
@@ -64,5 +63,5 @@ class FCOS(DenseDetector):
         backbone = BACKBONES.get(config.MODEL.BACKBONE.NAME)(config)
         channels, strides = feature_facts(backbone, list(node.IN_FEATURES), "MODEL.FCOS.IN_FEATURES")
         cells = AnchorGenerator([[stride] for stride in strides], [[1.0]], strides, offset=0.5)
-        head = FCOSHead(channels[0], node.NUM_CONVS, node.NUM_CLASSES, node.NORM)
+        head = FCOSHead(channels[0], node.NUM_CONVS, node.NUM_CLASSES, node.NORM, len(strides))
         return cls.from_node(config, node, backbone, head, cells, DistanceCoder())

@@ -17,11 +17,11 @@ from zooport.export_core.modeling.registry import (
 class RetinaNetHead(nn.Module):
     """Two towers of 3x3 convolutions shared by all levels: class scores and box deltas of every anchor."""
 
-    def __init__(self, channels: int, convs: int, anchors: int, classes: int, norm: str) -> None:
+    def __init__(self, channels: int, convs: int, anchors: int, classes: int, norm: str, levels: int) -> None:
         super().__init__()
         self.classes = classes
-        self.cls_subnet = tower(channels, convs, norm, "MODEL.RETINANET.NORM")
-        self.bbox_subnet = tower(channels, convs, norm, "MODEL.RETINANET.NORM")
+        self.cls_subnet = tower(channels, convs, norm, "MODEL.RETINANET.NORM", levels)
+        self.bbox_subnet = tower(channels, convs, norm, "MODEL.RETINANET.NORM", levels)
         self.cls_score = nn.Conv2d(channels, anchors * classes, 3, padding=1)
         self.bbox_pred = nn.Conv2d(channels, anchors * 4, 3, padding=1)
 
@@ -29,9 +29,9 @@ class RetinaNetHead(nn.Module):
         """Return scores (N, H * W * A, classes) and deltas (N, H * W * A, 4) of each level."""
         scores: list[Tensor] = []
         deltas: list[Tensor] = []
-        for feature in features:
-            logits = self.cls_score(self.cls_subnet(feature)).permute(0, 2, 3, 1).flatten(1)
-            boxes = self.bbox_pred(self.bbox_subnet(feature)).permute(0, 2, 3, 1).flatten(1)
+        for of_classes, of_boxes in zip(self.cls_subnet(features), self.bbox_subnet(features)):
+            logits = self.cls_score(of_classes).permute(0, 2, 3, 1).flatten(1)
+            boxes = self.bbox_pred(of_boxes).permute(0, 2, 3, 1).flatten(1)
             scores.append(logits.unflatten(1, [-1, self.classes]).sigmoid())
             deltas.append(boxes.unflatten(1, [-1, 4]))
         return scores, deltas
@@ -52,5 +52,7 @@ class RetinaNet(DenseDetector):
             raise unsupported(
                 "MODEL.ANCHOR_GENERATOR.SIZES", anchors.per_cell, why="one head needs equal anchor numbers"
             )
-        head = RetinaNetHead(channels[0], node.NUM_CONVS, anchors.per_cell[0], node.NUM_CLASSES, node.NORM)
+        head = RetinaNetHead(
+            channels[0], node.NUM_CONVS, anchors.per_cell[0], node.NUM_CLASSES, node.NORM, len(strides)
+        )
         return cls.from_node(config, node, backbone, head, anchors, BoxCoder(node.BBOX_REG_WEIGHTS))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zooport.export_core.config import Config
-from zooport.export_core.modeling.boxes import BoxCoder, ClassNms, clip_boxes
+from zooport.export_core.modeling.boxes import BoxCoder, ClassNms, best_of, clip_boxes
 
 # LVIS has 1,203 classes and a score threshold of 0.0001, so tens of thousands of boxes reach NMS.
 CLASSES_PER_NMS = 100
@@ -67,7 +67,7 @@ class DetectionSelector(nn.Module):
     Args:
         score_thresh: only higher scores become detections.
         nms_thresh: overlap (IoU) above which the weaker of two boxes of a class goes.
-        topk: detections per image.
+        topk: detections per image; a negative number sets no limit.
         classes: foreground classes.
     """
 
@@ -119,5 +119,5 @@ class DetectionSelector(nn.Module):
         boxes = boxes.expand(-1, scores.shape[1], 4)
         rows, classes = torch.nonzero(scores > self.score_thresh).unbind(1)
         boxes, scores = boxes[rows, classes], scores[rows, classes]
-        kept = self.nms(boxes, scores, classes)[: self.topk]
+        kept = best_of(self.nms(boxes, scores, classes), self.topk)
         return {"pred_boxes": boxes[kept], "scores": scores[kept], "pred_classes": classes[kept]}

@@ -47,7 +47,9 @@ def _select(module: Module, boxes: tf.Tensor, scores: tf.Tensor, size: Size) -> 
     agnostic = own.shape[1] == 1
     candidates = tf.gather(own[:, 0], places[:, 0]) if agnostic else tf.gather_nd(own, places)
     candidates, scores = clip_boxes(candidates, size), tf.gather_nd(scores, places)
-    kept = module.nms(candidates, scores, places[:, 1])[: module.topk]
+    kept = module.nms(candidates, scores, places[:, 1])
+    if module.topk >= 0:  # a negative number sets no limit
+        kept = kept[: module.topk]
     return {
         "pred_boxes": tf.gather(candidates, kept),
         "scores": tf.gather(scores, kept),

@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import tensorflow as tf
 
 from zooport.export_core.tensorflow.translation import Module, translates
+from zooport.export_core.tensorflow.translators.layers import LEVEL_NORM, norm_at_level, sequential
 
 Tensors = list[tf.Tensor]
 Fields = dict[str, tf.Tensor]
+
+
+@translates(".dense_detection.Tower")
+def tower(module: Module, features: Tensors) -> Tensors:
+    """Return (N, H, W, C) for each level's (N, H, W, C)."""
+    return [sequential(module, feature) for feature in features]
+
+
+@translates(".dense_detection.LevelNormTower")
+def level_norm_tower(module: Module, features: Tensors) -> Tensors:
+    """Return (N, H, W, C) for each level's (N, H, W, C).
+
+    The norms are not folded into the convolutions, whose kernels would then be others on every level.
+    """
+    results = []
+    for level, x in enumerate(features):
+        for layer in module.children.values():
+            x = norm_at_level(layer, x, level) if layer.is_kind(LEVEL_NORM) else layer(x)  # noqa: PLW2901
+        results.append(x)
+    return results
+
+
+def _towers(module: Module, features: Tensors) -> Iterable[tuple[tf.Tensor, tf.Tensor]]:
+    return zip(module.cls_subnet(features), module.bbox_subnet(features), strict=True)
 
 
 @translates(".meta_architectures.retinanet.RetinaNetHead")
 def retinanet_head(module: Module, features: Tensors) -> tuple[Tensors, Tensors]:
     """Return scores (N, H * W * A, classes) and deltas (N, H * W * A, 4) of each level."""
     scores, deltas = [], []
-    for feature in features:
-        images = tf.shape(feature)[0]
-        logits = module.cls_score(module.cls_subnet(feature))
-        boxes = module.bbox_pred(module.bbox_subnet(feature))
+    for of_classes, of_boxes in _towers(module, features):
+        images = tf.shape(of_classes)[0]
+        logits = module.cls_score(of_classes)
+        boxes = module.bbox_pred(of_boxes)
         scores.append(tf.sigmoid(tf.reshape(logits, [images, -1, module.classes])))
         deltas.append(tf.reshape(boxes, [images, -1, 4]))
     return scores, deltas
@@ -27,13 +54,12 @@ def retinanet_head(module: Module, features: Tensors) -> tuple[Tensors, Tensors]
 def fcos_head(module: Module, features: Tensors) -> tuple[Tensors, Tensors]:
     """Return scores (N, H * W, classes), means of class probability and centerness, and deltas."""
     scores, deltas = [], []
-    for feature in features:
-        images = tf.shape(feature)[0]
-        hidden = module.bbox_subnet(feature)
-        logits = module.cls_score(module.cls_subnet(feature))
-        score = tf.sqrt(tf.sigmoid(logits) * tf.sigmoid(module.ctrness(hidden)))
+    for of_classes, of_boxes in _towers(module, features):
+        images = tf.shape(of_classes)[0]
+        logits = module.cls_score(of_classes)
+        score = tf.sqrt(tf.sigmoid(logits) * tf.sigmoid(module.ctrness(of_boxes)))
         scores.append(tf.reshape(score, [images, -1, logits.shape[-1]]))
-        deltas.append(tf.reshape(module.bbox_pred(hidden), [images, -1, 4]))
+        deltas.append(tf.reshape(module.bbox_pred(of_boxes), [images, -1, 4]))
     return scores, deltas
 
 
@@ -70,7 +96,7 @@ def _candidates(module: Module, scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
 
 @translates(".dense_detection.DenseDetector")
 def dense_detector(module: Module, images: list[tf.Tensor]) -> list[Fields]:
-    """Return the detections of every image (H, W, 3)."""
+    """Return the detections of every image (H, W, C)."""
     batch, sizes = module.normalizer(images)
     features = module.backbone(batch)
     maps = [features[name] for name in module.in_features]

@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 IDENTITY = "torch.nn.modules.linear.Identity"
 FLATTEN = "torch.nn.modules.flatten.Flatten"
 FROZEN_NORM = ".layers.FrozenBatchNorm2d"
+LEVEL_NORM = ".layers.LevelBatchNorm"
 BATCH_NORM = "torch.nn.modules.batchnorm.BatchNorm2d"
 CONV = "torch.nn.modules.conv.Conv2d"
 
@@ -80,7 +81,7 @@ def kernel_and_bias(module: Module, norm: Module | None) -> tuple[Array, Array]:
     weight = module.arrays["weight"].astype(np.float64)
     bias = module.arrays.get("bias", np.zeros(len(weight))).astype(np.float64)
     if norm is not None and is_foldable(norm):
-        scale, shift = _affine(norm)
+        scale, shift = _affine(norm, norm)
         weight, bias = weight * scale[:, None, None, None], bias * scale + shift
     return weight.transpose(2, 3, 1, 0).astype(np.float32), bias.astype(np.float32)
 
@@ -90,10 +91,10 @@ def is_foldable(norm: Module | None) -> bool:
     return norm is not None and (norm.is_kind(FROZEN_NORM) or norm.is_kind(BATCH_NORM))
 
 
-def _affine(norm: Module) -> tuple[Array, Array]:
-    mean, variance, weight, bias = (
-        norm.arrays[name].astype(np.float64) for name in ("running_mean", "running_var", "weight", "bias")
-    )
+def _affine(norm: Module, statistics: Module) -> tuple[Array, Array]:
+    """Return scale and shift, float64 (C,), of a norm with the statistics that a module has."""
+    weight, bias = (norm.arrays[name].astype(np.float64) for name in ("weight", "bias"))
+    mean, variance = (statistics.arrays[name].astype(np.float64) for name in ("running_mean", "running_var"))
     scale = weight / np.sqrt(variance + norm.eps)
     return scale, bias - mean * scale
 
@@ -114,8 +115,17 @@ def _padding(module: Module) -> str | list[list[int]]:
 @translates(FROZEN_NORM, BATCH_NORM)
 def batch_norm(module: Module, x: tf.Tensor) -> tf.Tensor:
     """Normalise with the numbers of training, where no convolution is in front to take them."""
-    scale = module.constant("scale", lambda: _affine(module)[0].astype(np.float32))
-    shift = module.constant("shift", lambda: _affine(module)[1].astype(np.float32))
+    return _normalise(module, module, x)
+
+
+def norm_at_level(module: Module, x: tf.Tensor, level: int) -> tf.Tensor:
+    """Normalise the maps of a level with a LevelBatchNorm."""
+    return _normalise(module, module.children[str(level)], x)
+
+
+def _normalise(norm: Module, statistics: Module, x: tf.Tensor) -> tf.Tensor:
+    scale = statistics.constant("scale", lambda: _affine(norm, statistics)[0].astype(np.float32))
+    shift = statistics.constant("shift", lambda: _affine(norm, statistics)[1].astype(np.float32))
     return x * scale + shift
 
 

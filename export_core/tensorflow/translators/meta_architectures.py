@@ -1,4 +1,4 @@
-"""Whole models: from images (H, W, 3) to the fields of each."""
+"""Whole models: from images (H, W, C) to the fields of each."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ Fields = dict[str, tf.Tensor]
 
 @translates(".images.ImageNormalizer")
 def normalise(module: Module, images: list[tf.Tensor]) -> tuple[tf.Tensor, list[Size]]:
-    """Return a batch (N, H', W', 3), zeros at the right and bottom, and each image's (height, width)."""
+    """Return a batch (N, H', W', C), zeros at the right and bottom, and each image's (height, width)."""
     mean = module.constant("mean", lambda: module.arrays["mean"].reshape(-1))
     std = module.constant("std", lambda: module.arrays["std"].reshape(-1))
     sizes = [(tf.shape(image)[0], tf.shape(image)[1]) for image in images]
     step = module.size_divisibility
     largest = [tf.reduce_max(tf.stack([size[axis] for size in sizes])) for axis in (0, 1)]
     height, width = ((side + step - 1) // step * step for side in largest)
+    normalised = [(image - mean) / std for image in images]
     padded = [
-        tf.pad((image - mean) / std, [[0, height - size[0]], [0, width - size[1]], [0, 0]])
-        for image, size in zip(images, sizes, strict=True)
+        tf.pad(image, [[0, height - size[0]], [0, width - size[1]], [0, 0]])
+        for image, size in zip(normalised, sizes, strict=True)
     ]
-    channels = images[0].shape[-1]  # which padding by computed numbers makes unknown
+    channels = normalised[0].shape[-1]  # which padding by computed numbers makes unknown
     return tf.reshape(tf.stack(padded), tf.stack([len(images), height, width, channels])), sizes
 
 
