@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from zooport.export_core.loading import Model
 
 __all__ = ["__version__", "load"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(directory: str | os.PathLike[str], *, runtime: str | None = None) -> Model:
