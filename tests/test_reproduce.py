@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from zooport import cli
-from zooport.export_core import demo
+from zooport.export_core import demo, formats
 from zooport.export_core.checkpoints import read_weights
 from zooport.export_core.failures import Failure
 from zooport.export_core.sources import CheckpointSource, DatasetSource
@@ -83,6 +83,7 @@ def test_the_command_says_everything_that_the_job_does(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(single, "locate", lambda name, _: name)
     monkeypatch.setattr(single, "fetch_weights", lambda targets, _: targets)
+    monkeypatch.setattr(type(formats.get(ODD.format)), "check_options", lambda *_: None)
     order = ordered(reproduce.command(ODD, limit=3 << 29), monkeypatch)
     target = single._target(order)
     job = single._job(order, target)
