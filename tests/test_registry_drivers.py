@@ -97,8 +97,8 @@ def test_a_directory_with_two_names_is_one(registry: Registry, tmp_path: Path) -
     (job,) = begin(registry, ["a"])
     through_link = replace(job, id="r-2.1", output=tmp_path / "link/a/onnx")
     registry.begin_run("/zoo/other.yaml", "", [through_link], [], run_id="r-2")
+    again = replace(job, id="r-3.1", output=tmp_path / "art/a/onnx")
     with pytest.raises(Failure) as caught:
-        again = replace(job, id="r-3.1", output=tmp_path / "art/a/onnx")
         registry.begin_run("/zoo/third.yaml", "", [again], [], run_id="r-3")
     assert caught.value.code == "run.conflict"
 
