@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from zooport.jobs.registry.writer import Registry
 from zooport.jobs.runner import RunSettings
 from zooport.jobs.status_page import status_page
 from zooport.tests.fake_stages import FAKE
+from zooport.tests.patience import wait_until
 from zooport.tests.registry_support import begin, fail, python, run_of, succeed, wait_for_line
 
 pytestmark = pytest.mark.alone
@@ -146,7 +148,7 @@ class TestStatus:
         assert cli.run(["status", "--watch"]) == 0
         printed = capsys.readouterr().out
         assert printed.index("2 pending") < printed.index("1 pending") < printed.index("2 succeeded")
-        assert "in 0." in printed
+        assert re.search(r"2 succeeded +in \d", printed)
 
     def test_watching_is_for_people(self, registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.run(["status", "--watch", "-o", "json"]) == 2
@@ -319,13 +321,6 @@ def write_zoo(folder: Path, *names: str) -> Path:
     (folder / "config.yaml").write_text("VERSION: 2")
     (folder / "zoo.yaml").write_text("\n".join(["models:", *lines, "formats: [torchscript-trace]"]))
     return folder / "zooport.db"
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 def statuses(file: Path) -> set[str]:
