@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-_START = 60.0  # seconds for a node to be up
+_START = 120.0  # seconds for a node to be up
 _OBJECTS = str(80 << 20)
 
 
@@ -72,7 +72,7 @@ class Node:
         for each in doomed:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
-        self.process.wait(30)
+        self.process.wait(90)
         psutil.wait_procs(doomed, timeout=10)
 
 

@@ -245,7 +245,7 @@ def driver(workers: int, address: str | None = None) -> list[str]:
 
 
 def statuses(folder: Path) -> set[str]:
-    with sqlite3.connect(folder / "registry.db") as connection:
+    with sqlite3.connect(folder / "registry.db", timeout=60) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         if "exports" not in tables:
             return set()

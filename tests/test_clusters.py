@@ -116,7 +116,7 @@ class Zoo:
 
     def run(self, output: str, address: str = "", preload: Sequence[str] = ()) -> tuple[int, str]:
         driver = self.start(output, address, preload)
-        said, _ = driver.communicate(timeout=120)
+        said, _ = driver.communicate(timeout=240)
         return driver.returncode, said
 
     def run_on_both(self, output: str, meanwhile: Callable[[], object]) -> set[str]:
@@ -132,7 +132,7 @@ class Zoo:
             workers = self.wait_for_workers(2)
             meanwhile()
             gate.touch()
-            said, _ = driver.communicate(timeout=120)
+            said, _ = driver.communicate(timeout=240)
         finally:
             driver.kill()
         assert driver.returncode == 0, said
@@ -301,12 +301,12 @@ def test_nodes_that_join_later_are_asked_before_they_get_jobs(
     zoo.wait_for_workers(2)
     # One after the other: of two that start at once, Ray may take one for the other, and gives up.
     nodes = [zoo.cluster.add(2, {"PYTHONPATH": path}), zoo.cluster.add(2, hidden=[private])]
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while said.read_text().count(" has joined") < 2 and time.monotonic() < deadline:
         time.sleep(0.2)
     zoo.wait_for_workers(4)
     (place / "store/open").touch()
-    assert driver.wait(120) == 0, said.read_text()
+    assert driver.wait(240) == 0, said.read_text()
     for node in nodes:
         node.kill()
     assert {(row.status, row.attempt) for row in zoo.rows().values()} == {("succeeded", 1)}

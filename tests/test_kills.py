@@ -34,7 +34,7 @@ pytestmark = pytest.mark.alone
 KILLS = int(os.environ.get("ZOOPORT_KILLS", "6"))
 SEED = int(os.environ.get("ZOOPORT_KILLS_SEED", "0")) or random.randrange(1, 10**6)
 JOBS = 60
-PATIENCE = 120.0  # seconds for a driver to end once nothing disturbs it
+PATIENCE = 180.0  # seconds for a driver to end once nothing disturbs it
 DRIVER = """
 import sys
 from pathlib import Path

@@ -326,7 +326,7 @@ def write_zoo(folder: Path, *names: str) -> Path:
 def statuses(file: Path) -> set[str]:
     if not file.exists():
         return set()
-    with sqlite3.connect(file) as connection:
+    with sqlite3.connect(file, timeout=60) as connection:
         if not connection.execute("SELECT name FROM sqlite_master WHERE name = 'exports'").fetchall():
             return set()
         return {status for (status,) in connection.execute("SELECT status FROM exports")}
@@ -358,7 +358,7 @@ def test_a_run_of_another_process_is_watched_and_stopped(
         assert "hang-" in capsys.readouterr().out
         assert cli.run(["cancel", "latest", "--registry", str(file)]) == 0
         assert "is cancelled" in capsys.readouterr().out
-        assert driver.wait(60) == 130
+        assert driver.wait(120) == 130
     assert statuses(file) == {"succeeded", "cancelled"}
 
 
