@@ -298,8 +298,12 @@ def _predictions(root: Place) -> Iterator[tuple[Place, str]]:
     """Yield folders with predictions of eager models below an output directory's logs, each with its run."""
     logs = root / LOGS
     if isinstance(logs, Path):
-        for path in sorted(logs.glob(f"r-*/**/{PREDICTIONS_OF_BASELINE}")):
-            yield path, path.relative_to(logs).parts[0]
+        # No glob with "**": before Python 3.13 it raises when a run that goes on removes a folder meanwhile.
+        found = (path for path in _everything(logs) if fnmatchcase(path.name, PREDICTIONS_OF_BASELINE))
+        for path in sorted(found):
+            run = path.relative_to(logs).parts[0]
+            if run.startswith("r-"):
+                yield path, run
         return
     with suppress(OSError):
         folders = {file.parent for file in remote.files_below(logs)}

@@ -14,11 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from zooport.export_core import demo
 from zooport.export_core.failures import Failure
 from zooport.tests.postgres_server import Server, find_programs, make_template, running
+from zooport.tests.stopped_clock import StoppedClock, stopped_clock
 
 if TYPE_CHECKING:
     from zooport.export_core.caffe2.runtime import RealRuntime
@@ -26,6 +28,15 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 RunZooport = Callable[..., subprocess.CompletedProcess[str]]
+
+# The same examples every time, however long they take: a failure is one of the code, and comes again.
+hypothesis.settings.register_profile(
+    "repeatable",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
@@ -203,6 +214,13 @@ def tensorflow_process(tensorflow_artifact: Path) -> Iterator[TensorFlowProcess]
 
 
 @pytest.fixture
+def clock() -> Iterator[StoppedClock]:
+    """This process's clock, which stands still until the test lets it go."""
+    with stopped_clock() as stopped:
+        yield stopped
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
     disk = tmp_path / "disk"
@@ -211,4 +229,5 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:
         pytest.skip("mounting a small file system needs root")
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    # A process that was killed may not be gone yet, and keeps it busy.
+    subprocess.run(["umount", "--lazy", disk], check=True)

@@ -46,7 +46,6 @@ def misbehave(name: str, stage: str, staging: Path) -> None:
         "sleep": lambda: time.sleep(float(words[-1])),
         "deadlock": lambda: ctypes.PyDLL(None).sleep(600),  # native code that keeps the interpreter's lock
         "leak": leak,
-        "hold": lambda: hold(int(words[-1])),
         "raise": lambda: fail(ValueError("this checkpoint\nis strange")),
         "unsupported": lambda: fail(Failure("unsupported.architecture", f"MODEL.META_ARCHITECTURE: {name}")),
         "fill": lambda: (staging / "large").write_bytes(b"x" * 10_000_000),
@@ -81,19 +80,23 @@ def crash_at_first(checkpoint: CheckpointSource) -> None:
         ctypes.string_at(0)
 
 
-def hold(mebibytes: int) -> None:
-    """Hold so much memory for a moment."""
-    held = b"x" * (mebibytes << 20)
-    time.sleep(0.6)
+def hold(checkpoint: CheckpointSource) -> None:
+    """Hold so much memory: "hold-1-200" 200 MiB, in the first try until somebody ends it."""
+    tries = checkpoint.weights.with_suffix(".tries")
+    is_first = not tries.exists()
+    tries.touch()
+    held = b"x" * (int(checkpoint.name.split("-")[-1]) << 20)
+    time.sleep(600 if is_first else 0.6)
     del held
 
 
 def leak() -> None:
-    """Hold more and more memory."""
+    """Hold more and more memory, up to 600 MiB, until somebody ends this."""
     held = []
-    while True:
+    for _ in range(300):
         held.append(b"x" * (2 << 20))
         time.sleep(0.01)
+    time.sleep(600)
 
 
 def fill_as_a_library(path: Path) -> None:
@@ -128,6 +131,8 @@ def export(
         wait_at_gate(checkpoint)
     if checkpoint.name.startswith("children"):
         leave_children(checkpoint)
+    if checkpoint.name.startswith("hold"):
+        hold(checkpoint)
     if checkpoint.name.startswith("flaky"):
         crash_at_first(checkpoint)
     (staging / "model.ts").write_text(f"{checkpoint.name} {format} {dict(options)}")

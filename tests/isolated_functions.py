@@ -81,18 +81,20 @@ def hang_holding_the_interpreter(*, report: Report) -> None:
     ctypes.PyDLL(None).sleep(600)
 
 
-def leak(step: int, *, report: Report) -> None:
-    """Hold more and more memory."""
+def leak(step: int, most: int, *, report: Report) -> None:
+    """Hold more and more memory, up to so much, until somebody ends this."""
     report(Stage.EXPORT)
     held = []
-    while True:
+    for _ in range(most // step):
         held.append(b"x" * step)
         time.sleep(0.01)
+    time.sleep(600)
 
 
-def leak_in_a_child(step: int, *, report: Report) -> None:
+def leak_in_a_child(step: int, most: int, *, report: Report) -> None:
     """Let a process that this one started hold more and more memory."""
-    program = f"held = []\nimport time\nwhile True: held.append(b'x' * {step}); time.sleep(0.01)"
+    program = f"from time import sleep\nheld = []\nfor _ in range({most // step}):\n"
+    program += f"    held.append(b'x' * {step})\n    sleep(0.01)\nsleep(600)"
     subprocess.run([sys.executable, "-c", program], check=False)
 
 
@@ -106,11 +108,11 @@ def map_a_file(path: str, size: int, *, report: Report) -> int:
     return found
 
 
-def dawdle_in(first: str, second: str, seconds: float, *, report: Report) -> str:
-    """Take so many seconds for each of two stages."""
-    for stage in (first, second):
+def dawdle_in(first: str, second: str, seconds: tuple[float, float], *, report: Report) -> str:
+    """Take so many seconds for two stages."""
+    for stage, duration in zip((first, second), seconds, strict=True):
         report(Stage(stage))
-        time.sleep(seconds)
+        time.sleep(duration)
     return "done"
 
 
@@ -125,6 +127,12 @@ def leave_children(file: str, mode: str, *, report: Report) -> str:
 
 def mark_and_hang(file: str, *, report: Report) -> None:
     Path(file).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def mark_and_hang_in_export(file: str, *, report: Report) -> None:
+    Path(file).write_text(str(os.getpid()))
+    report(Stage.EXPORT)
     time.sleep(600)
 
 

@@ -68,7 +68,7 @@ class Server:
         with (self.folder / "server.log").open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, **unprivileged())
         self.process = process
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while True:
             try:
                 self.execute("SELECT 1")
@@ -82,7 +82,7 @@ class Server:
     def stop(self) -> None:
         if self.process is not None:
             self.process.send_signal(signal.SIGINT)  # "fast": open sessions are ended
-            self.process.wait(30)
+            self.process.wait(90)
             self.process = None
 
 

@@ -6,6 +6,7 @@ A node may live in a mount namespace where some folders are empty and its own, a
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -19,14 +20,25 @@ from pathlib import Path
 
 import psutil
 
-_START = 60.0  # seconds for a node to be up
+_START = 120.0  # seconds for a node to be up
 _OBJECTS = str(80 << 20)
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that stays free until it is used.
+
+    It is below those that the kernel gives to connections, and above those that Ray gives to its workers.
+    """
+    while True:
+        port = random.randrange(20_000, 32_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 def can_hide_folders() -> bool:
@@ -60,7 +72,7 @@ class Node:
         for each in doomed:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
-        self.process.wait(30)
+        self.process.wait(90)
         psutil.wait_procs(doomed, timeout=10)
 
 

@@ -20,6 +20,7 @@ from zooport.export_core.failures import Failure
 from zooport.tests.checkpoint_corpus import CORRUPT, UNSAFE, corpus, good_files
 
 FILES = corpus()
+SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 READER = """
 import codecs, json, resource, sys
@@ -89,7 +90,7 @@ def test_the_corpus_covers_every_protocol_and_kind() -> None:
     assert {data[1] for data, _ in FILES.values() if data[:1] == b"\x80" and len(data) > 1} >= {2, 3, 4, 5}
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=SUPPRESSED)
 @given(data=st.data())
 def test_changed_bytes_never_surprise(tmp_path: Path, data: st.DataObject) -> None:
     """A sound file with a few bytes changed is read, or ends typed; nothing else may come of it."""
@@ -109,7 +110,7 @@ def test_changed_bytes_never_surprise(tmp_path: Path, data: st.DataObject) -> No
 OPERATIONS = [code.code.encode("latin-1") for code in pickletools.opcodes]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=SUPPRESSED)
 @given(parts=st.lists(st.sampled_from(OPERATIONS) | st.binary(max_size=4), max_size=40))
 def test_any_row_of_operations_ends_typed(tmp_path: Path, parts: list[bytes]) -> None:
     path = tmp_path / "operations"

@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from zooport.jobs.runner import RunSettings
 from zooport.jobs.single import Order, export_one
 from zooport.jobs.submission import Request
 from zooport.tests.fake_stages import FAKE, METRICS
+from zooport.tests.patience import wait_until
 
 pytestmark = pytest.mark.alone
 
@@ -156,15 +156,17 @@ class TestSubmit:
 
     @pytest.mark.slow
     def test_the_same_manifest_twice_at_once_is_refused_by_name(self, zoo: Path) -> None:
-        write_manifest(zoo, "sleep-2")
-        codes: list[int] = []
-        first = subprocess.Popen(driver(workers=1), stderr=subprocess.PIPE, text=True)
-        wait_until(lambda: (zoo / "registry.db").exists() and "running" in statuses(zoo))
-        with pytest.raises(Failure) as caught:
-            codes.append(submission.submit(Path("zoo.yaml"), REQUEST))
+        write_manifest(zoo, "gate-1")
+        first = subprocess.Popen(driver(workers=1))
+        try:
+            wait_until(lambda: (zoo / "registry.db").exists() and "running" in statuses(zoo))
+            with pytest.raises(Failure) as caught:
+                submission.submit(Path("zoo.yaml"), REQUEST)
+        finally:
+            (zoo / "gate-1.open").touch()
         assert caught.value.code == "run.conflict"
         assert str(zoo / "zoo.yaml") in caught.value.message
-        assert first.wait(60) == 0
+        assert first.wait(120) == 0
         assert submission.submit(Path("zoo.yaml"), REQUEST) == 0
 
 
@@ -272,15 +274,8 @@ def driver(workers: int, address: str | None = None) -> list[str]:
     return [sys.executable, "-c", _SCRIPT.format(address=address, workers=workers)]
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-
-
 def statuses(folder: Path) -> set[str]:
-    with sqlite3.connect(folder / "registry.db") as connection:
+    with sqlite3.connect(folder / "registry.db", timeout=60) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         if "exports" not in tables:
             return set()
@@ -302,12 +297,12 @@ def test_ctrl_c_on_a_local_ray_stops_all_its_processes(zoo: Path) -> None:
     wait_until(lambda: all((zoo / "artifacts" / name).is_dir() for name in ("hang-1", "hang-2")))
     below = psutil.Process(run.pid).children(recursive=True)
     os.killpg(run.pid, signal.SIGINT)
-    out, err = run.communicate(timeout=60)
+    out, err = run.communicate(timeout=120)
     assert run.returncode == 130, err
     assert "cancelled" in out
     assert {row.status for row in rows(zoo).values()} <= {"cancelled", "succeeded"}
     assert newest_run(zoo).status == "cancelled"
-    _, alive = psutil.wait_procs(below, timeout=10)
+    _, alive = psutil.wait_procs(below, timeout=90)
     assert alive == []
     assert not list((zoo / "artifacts").rglob(".*.staging"))
 

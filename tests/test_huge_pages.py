@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
 import re
-from ctypes import addressof, c_char
+from ctypes import addressof, c_char, get_errno
 from pathlib import Path
 
 import pytest
@@ -35,16 +36,18 @@ def test_memory_is_gathered_and_holds_what_it_held() -> None:
     memory = mmap.mmap(-1, SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     memory.write(os.urandom(SIZE))
-    memory.madvise(mmap.MADV_HUGEPAGE)
     before = hashlib.sha256(memory).digest()
     start = addressof(c_char.from_buffer(memory))
     assert huge_bytes(start) == 0
+    memory.madvise(mmap.MADV_HUGEPAGE)
 
     pages = HugePages()
     pages._blocks = [block for block in pages._blocks if start <= block < start + SIZE]
     assert len(pages._blocks) >= SIZE // (2 << 20) - 1
     while pages.step():
         pass
+    if not pages._has_succeeded and get_errno() in {errno.ENOMEM, errno.EAGAIN, errno.EBUSY}:
+        pytest.skip("the kernel has no large page left")
 
     assert huge_bytes(start) > 0
     assert hashlib.sha256(memory).digest() == before

@@ -22,6 +22,7 @@ from zooport.export_core.evaluation.datasets import Dataset
 from zooport.export_core.evaluation.image_cache import IN_USE, ImageCache, open_image_cache, size_limit
 from zooport.export_core.failures import Failure
 from zooport.tests.evaluation_support import make_config, write_dataset
+from zooport.tests.patience import wait_until
 from zooport.tests.test_pipeline import ignore, source_of
 
 SCRIPT = """
@@ -216,8 +217,7 @@ def test_writers_at_once_and_one_killed_leave_only_whole_images(dataset: Dataset
     for writer in writers:
         assert writer.stdout is not None
         writer.stdout.readline()
-    while not kept(tmp_path):
-        time.sleep(0.01)
+    wait_until(lambda: kept(tmp_path))
     writers[0].send_signal(signal.SIGKILL)
     assert writers[1].wait() == 0
     writers[0].wait()

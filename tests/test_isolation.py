@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,8 +18,11 @@ import pytest
 
 from zooport.export_core.failures import Failure, Stage
 from zooport.export_core.isolation import Cancellation, ForkServer, run_isolated
+from zooport.export_core.isolation import server as protocol
 from zooport.export_core.isolation.memory import held
 from zooport.tests import isolated_functions as functions
+from zooport.tests.patience import gone, wait_until
+from zooport.tests.stopped_clock import StoppedClock
 
 pytestmark = pytest.mark.alone
 
@@ -45,21 +49,8 @@ def failure_of(call: Callable[[], Any]) -> Failure:
     return caught.value
 
 
-def gone(pid: int, within: float = 5.0) -> bool:
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.02)
-    return False
-
-
 def wait_for(path: Path) -> str:
-    while not path.exists() or not path.read_text():
-        time.sleep(0.01)
+    wait_until(lambda: path.exists() and path.read_text() != "")
     return path.read_text()
 
 
@@ -92,12 +83,15 @@ def test_the_process_is_on_its_own(run: Callable[..., Any]) -> None:
 
 def test_no_descriptor_of_another_job_is_inherited(run: Callable[..., Any], tmp_path: Path) -> None:
     alone = run(functions.facts)["descriptors"]
-    thread = threading.Thread(
-        target=lambda: failure_of(lambda: run(functions.mark_and_hang, str(tmp_path / "pid"), timeout=2))
+    cancellation = Cancellation()
+    hanging = lambda: run(  # noqa: E731
+        functions.mark_and_hang, str(tmp_path / "pid"), cancellation=cancellation
     )
+    thread = threading.Thread(target=lambda: failure_of(hanging))
     thread.start()
     wait_for(tmp_path / "pid")
     beside = run(functions.facts)["descriptors"]
+    cancellation.set()
     thread.join()
     assert len(beside) == len(alone)
 
@@ -162,9 +156,9 @@ def test_a_kill_while_memory_ran_out_is_lack_of_memory(
 
 @pytest.mark.parametrize("function", [functions.hang, functions.hang_holding_the_interpreter])
 def test_a_hang_is_stopped_at_its_deadline(
-    run: Callable[..., Any], tmp_path: Path, function: Callable[..., Any]
+    run: Callable[..., Any], tmp_path: Path, clock: StoppedClock, function: Callable[..., Any]
 ) -> None:
-    failure = failure_of(lambda: run(function, timeout=0.5))
+    failure = failure_of(lambda: run(function, timeout=0.5, on_stage=lambda _: clock.go()))
     assert failure.code == "resource.timeout"
     assert failure.stage is not None
     assert "0.5 s" in failure.message
@@ -172,21 +166,55 @@ def test_a_hang_is_stopped_at_its_deadline(
     assert f"in {function.__name__}" in (tmp_path / "log").read_text()  # where it hung
 
 
-def test_a_stage_has_a_deadline_of_its_own(run: Callable[..., Any]) -> None:
-    deadlines = {"load": 5.0, "export": 0.4, "verify": 0.1}
-    failure = failure_of(lambda: run(functions.dawdle_in, "load", "export", 0.6, deadlines=deadlines))
+@pytest.mark.parametrize("seconds", [0.0, 0.4])  # that the first stage takes
+def test_a_stage_has_a_deadline_of_its_own(run: Callable[..., Any], seconds: float) -> None:
+    deadlines = {"load": 60.0, "export": 0.3, "verify": 0.1}
+    failure = failure_of(
+        lambda: run(functions.dawdle_in, "load", "export", (seconds, 600), deadlines=deadlines)
+    )
     assert failure.code == "resource.timeout"
     assert failure.stage is Stage.EXPORT
-    assert "deadline of 0.4 s for stage export" in failure.message
+    assert "deadline of 0.3 s for stage export" in failure.message
 
 
-def test_stages_within_their_deadlines_are_not_summed(run: Callable[..., Any]) -> None:
-    deadlines = {"load": 2.0, "export": 2.0}
-    assert run(functions.dawdle_in, "load", "export", 0.3, deadlines=deadlines, timeout=30) == "done"
+def test_stages_within_their_deadlines_are_not_summed(run: Callable[..., Any], clock: StoppedClock) -> None:
+    clock.go()
+    stages, deadlines = ("load", "export"), {"load": 60.0, "export": 60.0}
+    taking = {"deadlines": deadlines, "on_stage": lambda _: clock.skip(40)}
+    assert run(functions.dawdle_in, *stages, (0, 0), timeout=200, **taking) == "done"
+    failure = failure_of(lambda: run(functions.dawdle_in, *stages, (0, 600), timeout=60, **taking))
+    assert "deadline of 60 s in stage export" in failure.message
+
+
+def test_a_process_that_does_not_run_when_its_time_is_up_still_tells_where_it_was(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zooport.export_core.isolation.process._SIGNAL_TIME", 60.0)
+    marker = tmp_path / "pid"
+
+    def go_on(process: psutil.Process) -> None:
+        wait_until(lambda: is_pending(process.pid, signal.SIGUSR1))
+        time.sleep(0.6)
+        process.resume()
+
+    def stop(_: Stage) -> None:
+        process = psutil.Process(int(marker.read_text()))
+        process.suspend()
+        threads.append(threading.Thread(target=go_on, args=(process,)))
+        threads[0].start()
+
+    threads: list[threading.Thread] = []
     failure = failure_of(
-        lambda: run(functions.dawdle_in, "load", "export", 1.6, deadlines=deadlines, timeout=2.5)
+        lambda: run(functions.mark_and_hang_in_export, str(marker), deadlines={"export": 0.2}, on_stage=stop)
     )
-    assert "deadline of 2.5 s in stage export" in failure.message
+    threads[0].join()
+    assert failure.code == "resource.timeout"
+    assert "in mark_and_hang_in_export" in (tmp_path / "log").read_text()
+
+
+def is_pending(pid: int, number: signal.Signals) -> bool:
+    (line,) = re.findall(r"ShdPnd:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(line, 16) & 1 << (number - 1))
 
 
 def test_a_function_that_reports_nothing_is_in_the_stage_it_began_in(run: Callable[..., Any]) -> None:
@@ -204,7 +232,7 @@ class TestMemory:
     def test_a_leak_is_stopped_with_its_numbers(
         self, run: Callable[..., Any], tmp_path: Path, function: Callable[..., Any]
     ) -> None:
-        failure = failure_of(lambda: run(function, 4 << 20, memory=self.LIMIT))
+        failure = failure_of(lambda: run(function, 4 << 20, 3 * self.LIMIT, memory=self.LIMIT))
         assert failure.code == "resource.memory"
         assert failure.retryable
         assert "its limit is 200 MiB" in failure.message
@@ -282,13 +310,13 @@ def test_a_crash_after_much_output_does_not_block(run: Callable[..., Any]) -> No
 def test_a_log_that_cannot_be_written_is_a_disk_failure(server: ForkServer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     log = tmp_path / "file" / "log"
-    failure = failure_of(lambda: run_isolated(functions.facts, timeout=9, log=log, server=server))
+    failure = failure_of(lambda: run_isolated(functions.facts, timeout=60, log=log, server=server))
     assert failure.code == "resource.disk"
     assert str(tmp_path) in failure.message
 
 
 def test_a_log_that_is_a_directory_is_a_typed_failure(server: ForkServer, tmp_path: Path) -> None:
-    failure = failure_of(lambda: run_isolated(functions.facts, timeout=9, log=tmp_path, server=server))
+    failure = failure_of(lambda: run_isolated(functions.facts, timeout=60, log=tmp_path, server=server))
     assert failure.code == "resource.disk"
     assert str(tmp_path) in failure.message
 
@@ -404,6 +432,52 @@ def test_a_directory_of_somebody_else_is_not_used(tmp_path: Path) -> None:
     failure = failure_of(ForkServer(directory, preload=()).start)
     assert "private" in failure.message
     directory.rmdir()
+    directory.write_text("a file")
+    failure = failure_of(ForkServer(directory, preload=()).start)
+    assert "private" in failure.message
+    directory.unlink()
+
+
+def test_a_directory_that_an_ending_server_removes_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ForkServer(preload=())
+    removed: list[Path] = []
+    lstat = Path.lstat
+
+    def remove_once(path: Path) -> os.stat_result:
+        if path == server.directory and not removed:
+            removed.append(path)
+            protocol.remove(path)
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", remove_once)
+    server.wait()
+    server.close()
+    assert removed == [server.directory]
+
+
+def test_a_server_that_ends_cannot_be_joined_and_leaves_its_lock_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "server"
+    (directory / "inputs" / "r-1").mkdir(parents=True)
+    for name in (protocol.LOCK_NAME, protocol.LOG_NAME, protocol.SOCKET_NAME, "inputs/r-1/config.yaml"):
+        (directory / name).touch()
+    removed: list[str] = []
+
+    def noting(remove: Callable[..., None]) -> Callable[..., None]:
+        def note(path: str | Path, **options: Any) -> None:
+            removed.append(Path(path).name)
+            remove(path, **options)
+
+        return note
+
+    monkeypatch.setattr(os, "unlink", noting(os.unlink))
+    monkeypatch.setattr(os, "rmdir", noting(os.rmdir))
+    protocol.remove(directory)
+    assert not directory.exists()
+    assert removed[0] == protocol.SOCKET_NAME
+    assert removed[-2:] == [protocol.LOCK_NAME, directory.name]
+    protocol.remove(directory)  # that of a server which somebody has cleaned up already
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from zooport.jobs.runner import RunSettings
 from zooport.jobs.status_page import status_page
 from zooport.jobs.values import ExportResult
 from zooport.tests.fake_stages import FAKE
+from zooport.tests.patience import wait_until
 from zooport.tests.registry_support import begin, fail, python, run_of, succeed, wait_for_line
 
 pytestmark = pytest.mark.alone
@@ -148,7 +150,7 @@ class TestStatus:
         assert cli.run(["status", "--watch"]) == 0
         printed = capsys.readouterr().out
         assert printed.index("2 pending") < printed.index("1 pending") < printed.index("2 succeeded")
-        assert "in 0." in printed
+        assert re.search(r"2 succeeded +in \d", printed)
 
     def test_watching_is_for_people(self, registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.run(["status", "--watch", "-o", "json"]) == 2
@@ -390,17 +392,10 @@ def write_zoo(folder: Path, *names: str) -> Path:
     return folder / "zooport.db"
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-
-
 def statuses(file: Path) -> set[str]:
     if not file.exists():
         return set()
-    with sqlite3.connect(file) as connection:
+    with sqlite3.connect(file, timeout=60) as connection:
         if not connection.execute("SELECT name FROM sqlite_master WHERE name = 'exports'").fetchall():
             return set()
         return {status for (status,) in connection.execute("SELECT status FROM exports")}
@@ -432,7 +427,7 @@ def test_a_run_of_another_process_is_watched_and_stopped(
         assert "hang-" in capsys.readouterr().out
         assert cli.run(["cancel", "latest", "--registry", str(file)]) == 0
         assert "is cancelled" in capsys.readouterr().out
-        assert driver.wait(60) == 130
+        assert driver.wait(120) == 130
     assert statuses(file) == {"succeeded", "cancelled"}
 
 

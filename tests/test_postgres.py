@@ -106,7 +106,7 @@ def test_processes_that_make_the_same_registry_at_once(postgres: Server) -> None
 
 
 def test_of_drivers_of_one_manifest_one_begins(url: str) -> None:
-    together = Barrier(6)
+    together = Barrier(6, timeout=60)
 
     def drive(_: int) -> str:
         with open_registry(url) as registry:
@@ -125,7 +125,7 @@ def test_of_drivers_of_one_manifest_one_begins(url: str) -> None:
 
 
 def test_drivers_of_different_manifests_run_side_by_side(url: str) -> None:
-    together = Barrier(5)
+    together = Barrier(5, timeout=60)
 
     def drive(number: int) -> None:
         with open_registry(url) as registry:

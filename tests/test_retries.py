@@ -17,8 +17,9 @@ from zooport.export_core.diagnosis import disk_failure
 from zooport.export_core.failures import CODES, Failure, FailureRecord
 from zooport.export_core.places import Place
 from zooport.export_core.sources import CheckpointSource, DatasetSource
+from zooport.jobs import crew
 from zooport.jobs.agenda import Agenda, Task
-from zooport.jobs.progress import Running
+from zooport.jobs.progress import Finished, Running
 from zooport.jobs.registry import open_registry
 from zooport.jobs.registry.writer import Registry
 from zooport.jobs.retries import log_of_try, next_try, pause
@@ -235,7 +236,16 @@ class TestInARun:
         Console(file=page, width=300).print(export_page(detail))
         assert f"worker.crashed: {tries[0].message}; log {tries[0].log}" in page.getvalue()
 
-    def test_nobody_waits_for_a_pause(self, bench: Bench) -> None:
+    def test_nobody_waits_for_a_pause(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = [0.0]
+
+        class Waiter(Notes):
+            def finished(self, job: Finished) -> None:
+                super().finished(job)
+                now[0] += 100.0 if len(self.ended) == 3 else 0.0  # until then the pause does not end
+
+        bench.notes = Waiter(watch=True)
+        monkeypatch.setattr(crew, "Agenda", lambda tasks: Agenda(tasks, clock=lambda: now[0]))
         flaky = bench.target("flaky-1", retries=1)
         flaky.checkpoint.weights.write_text("the largest, so that it begins first")
         others = [bench.target(f"good-{number}") for number in range(3)]

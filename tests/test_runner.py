@@ -7,6 +7,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -51,11 +52,19 @@ def test_of_forty_jobs_fifteen_fail_typed_and_nothing_is_lost(bench: Bench) -> N
 
 
 def test_results_come_in_the_order_in_which_they_end(bench: Bench) -> None:
-    bench.target("sleep-2").checkpoint.weights.write_text("the largest, so it begins first")
-    targets = [bench.target("sleep-2"), bench.target("good-1"), bench.target("good-2")]
-    bench.run(*targets, workers=2)
-    assert [job.label.split()[0] for job in bench.notes.ended][-1] == "sleep-2"
-    assert ("sleep-2  torchscript-trace", "export") in bench.notes.seen
+    at_gate = ("gate-1  torchscript-trace", "export")
+
+    class Opener(Notes):
+        def running(self, jobs: Sequence[Running]) -> None:
+            super().running(jobs)
+            if len(self.ended) == 2 and at_gate in self.seen:
+                (bench.folder / "gate-1.open").touch()
+
+    bench.notes = Opener(watch=True)
+    bench.target("gate-1").checkpoint.weights.write_text("the largest, so it begins first")
+    bench.run(*(bench.target(name) for name in ("gate-1", "good-1", "good-2")), workers=2)
+    assert [job.label.split()[0] for job in bench.notes.ended][-1] == "gate-1"
+    assert at_gate in bench.notes.seen
 
 
 def test_a_run_of_only_good_jobs_is_fine(bench: Bench) -> None:
@@ -160,24 +169,34 @@ class TestAgain:
         assert rows["good-1"].cached
 
 
+def hosts() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "ray::Host" in "".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
 def test_a_host_that_dies_fails_its_job_alone_and_is_replaced(bench: Bench) -> None:
-    names = ["sleep-3", *(f"good-{n}" for n in range(8))]
+    names = ["hang-1", *(f"good-{n}" for n in range(8))]
     killed: list[int] = []
+    before = [process.pid for process in hosts()]  # of earlier runs, which are ending
 
     class Killer(Notes):
         def running(self, jobs: Sequence[Running]) -> None:
-            if killed or not any(job.label.startswith("sleep-3") and job.stage == "export" for job in jobs):
+            if killed or not any(job.label.startswith("hang-1") and job.stage == "export" for job in jobs):
                 return
-            for process in psutil.Process().children(recursive=True):
-                if "ray::Host" in "".join(process.cmdline()):
+            for process in hosts():
+                if process.pid not in before:
                     killed.append(process.pid)
                     process.kill()
 
     bench.notes = Killer(watch=True)
     outcome, rows = bench.run(*(bench.target(name) for name in names), workers=1)
     assert len(killed) == 1
-    assert rows["sleep-3"].code == "worker.crashed"
-    assert rows["sleep-3"].retryable
+    assert rows["hang-1"].code == "worker.crashed"
+    assert rows["hang-1"].retryable
     assert all(rows[name].status == "succeeded" for name in names[1:])
     assert outcome.exit_code == 1
     assert leftovers(bench.folder) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from zooport.export_core.failures import Failure
 from zooport.export_core.isolation import ForkServer, run_isolated
 from zooport.tests import tensorflow_jobs as jobs
+from zooport.tests.patience import gone, runs, wait_until
 
 pytestmark = pytest.mark.alone
 
@@ -26,25 +26,17 @@ def server() -> Iterator[ForkServer]:
     server.close()
 
 
-def is_gone(pid: int, within: float = 10.0) -> bool:
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid):
-            return True
-        time.sleep(0.02)
-    return False
-
-
 def test_jobs_get_forks_of_one_server_that_knows_no_torch(server: ForkServer, tmp_path: Path) -> None:
-    first, second = (
+    first, *later = (
         run_isolated(jobs.family, timeout=120, log=tmp_path / f"log-{number}", server=server)
-        for number in range(2)
+        for number in range(3)
     )
-    assert first["server"] == second["server"] != first["job's server"] == second["job's server"]
+    for each in later:
+        assert first["server"] == each["server"] != first["job's server"] == each["job's server"]
     assert not first["has torch"]
-    assert second["seconds"] < first["seconds"] / 2  # the import was there already
-    assert is_gone(first["pid"])
-    assert is_gone(second["pid"])
+    # The import was there already; one of them may have met a busy machine.
+    assert min(each["seconds"] for each in later) < first["seconds"] / 2
+    assert all(gone(each["pid"]) for each in (first, *later))
 
 
 def test_its_memory_is_counted_with_the_jobs(server: ForkServer, tmp_path: Path) -> None:
@@ -54,7 +46,9 @@ def test_its_memory_is_counted_with_the_jobs(server: ForkServer, tmp_path: Path)
     with pytest.raises(Failure, match="its limit is 60 MiB") as caught:
         run_isolated(jobs.hang, str(file), timeout=120, log=tmp_path / "log", server=server, memory=60 << 20)
     assert caught.value.code == "resource.memory"
-    assert is_gone(int(file.read_text()))
+    # The job may have come to its end before it could say what it had started.
+    forks_of = psutil.Process(held["server"]).children
+    wait_until(lambda: not any(runs(fork.pid) for fork in forks_of()))
 
 
 def test_it_ends_with_a_job_that_is_killed(server: ForkServer, tmp_path: Path) -> None:
@@ -64,7 +58,7 @@ def test_it_ends_with_a_job_that_is_killed(server: ForkServer, tmp_path: Path) -
             jobs.hang, str(file), timeout=120, deadlines={"export": 0.5}, log=tmp_path / "log", server=server
         )
     assert caught.value.code == "resource.timeout"
-    assert is_gone(int(file.read_text()))
+    assert gone(int(file.read_text()))
 
 
 def test_its_death_is_told_with_the_signal(server: ForkServer, tmp_path: Path) -> None:
@@ -76,10 +70,10 @@ def test_its_server_ends_with_that_of_the_jobs(tmp_path: Path) -> None:
     server = ForkServer(preload=())
     family = run_isolated(jobs.family, timeout=120, log=tmp_path / "log", server=server)
     directory = server.directory
-    assert psutil.pid_exists(family["server"])
+    assert runs(family["server"])
     server.close()
-    assert is_gone(family["job's server"])
-    assert is_gone(family["server"])
+    assert gone(family["job's server"])
+    assert gone(family["server"])
     assert not directory.exists()
 
 
@@ -93,4 +87,4 @@ def test_where_no_socket_has_room_a_process_is_started_as_without_a_server(tmp_p
         server.close()
         shutil.rmtree(short)
     assert family["server"] not in (0, 1, family["job's server"])
-    assert is_gone(family["pid"])
+    assert gone(family["pid"])

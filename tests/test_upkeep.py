@@ -299,6 +299,25 @@ def test_predictions_that_a_dead_driver_left_are_removed(disk: Disk) -> None:
     assert (over.parent / "baseline.log").exists()
 
 
+def test_a_folder_that_a_run_removes_meanwhile_is_passed_over(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = disk.out / ".logs" / run_of(disk.jobs[0])
+    vanishing, left = logs / "d" / "gone", logs / "e" / ".baseline-0123456789abcdef.shards"
+    for folder in (vanishing, left):
+        folder.mkdir(parents=True)
+    scandir = os.scandir
+
+    def late(path: Any = ".") -> Any:
+        if str(path) == str(vanishing):
+            vanishing.rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert [each.path for each in find_leftovers(disk.registry)] == [left]
+    assert not vanishing.exists()
+
+
 def test_a_dead_drivers_run_is_closed_before_it_is_cleaned_up(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from zooport.jobs import worker
 from zooport.jobs.values import BaselineJob, ExportJob, ExportResult
 from zooport.jobs.worker import run_baseline, run_export
 from zooport.tests.fake_stages import FAKE, METRICS
+from zooport.tests.stopped_clock import StoppedClock
 
 pytestmark = pytest.mark.alone
 
@@ -55,16 +55,24 @@ def left_behind(job: ExportJob) -> list[Path]:
     return list(local(job.output).parent.iterdir())
 
 
-def test_a_good_job_publishes_and_tells_everything(job: Callable[..., ExportJob], server: ForkServer) -> None:
+def test_a_good_job_publishes_and_tells_everything(
+    job: Callable[..., ExportJob], server: ForkServer, clock: StoppedClock
+) -> None:
     one = job("good")
     seen: list[Stage] = []
-    result = run_export(one, FAKE, server=server, on_stage=seen.append)
+
+    def see(stage: Stage) -> None:
+        seen.append(stage)
+        clock.skip(len(seen))
+
+    result = run_export(one, FAKE, server=server, on_stage=see)
     assert result.failure is None
     assert result.metrics == METRICS
     assert result.notes == ("a remark on good",)
     assert seen == [Stage.LOAD, Stage.EXPORT, Stage.VERIFY, Stage.EVALUATE, Stage.PUBLISH]
     assert list(result.stages) == [str(stage) for stage in seen]
-    assert sum(result.stages.values()) == pytest.approx(result.seconds, abs=0.05)
+    assert list(result.stages.values()) == pytest.approx([1, 2, 3, 4, 5])
+    assert result.seconds == pytest.approx(15)
     artifact = result.artifact
     assert artifact is not None
     assert (artifact.path, artifact.main_file) == (one.output, "model.ts")
@@ -107,20 +115,31 @@ def test_a_bad_job_is_a_typed_failure_and_leaves_nothing(
 
 @pytest.mark.parametrize(("name", "stage"), [("hang-1", "export"), ("verify-hang-1", "verify")])
 def test_a_hang_ends_at_the_jobs_deadline(
-    job: Callable[..., ExportJob], server: ForkServer, name: str, stage: str
+    job: Callable[..., ExportJob], server: ForkServer, clock: StoppedClock, name: str, stage: str
 ) -> None:
-    result = run_export(job(name, timeout=2.5), FAKE, server=server)
+    def go(begun: Stage) -> None:
+        if begun == stage:
+            clock.go()
+
+    result = run_export(job(name, timeout=0.5), FAKE, server=server, on_stage=go)
     assert result.failure is not None
     assert (result.failure.code, result.failure.stage) == ("resource.timeout", stage)
-    assert "2.5 s" in result.failure.message
+    assert "0.5 s" in result.failure.message
     assert result.failure.retryable
 
 
-def test_the_deadline_is_for_all_stages_together(job: Callable[..., ExportJob], server: ForkServer) -> None:
-    assert run_export(job("sleep-0.5", timeout=30.0), FAKE, server=server).failure is None
-    result = run_export(job("sleep-0.5", timeout=0.4), FAKE, server=server)
-    assert result.failure is not None
-    assert result.failure.code == "resource.timeout"
+@pytest.mark.parametrize(("seconds", "stage"), [(20, None), (40, "verify"), (60, "export")])
+def test_the_deadline_is_for_all_stages_together(
+    job: Callable[..., ExportJob], server: ForkServer, clock: StoppedClock, seconds: float, stage: str | None
+) -> None:
+    def take(begun: Stage) -> None:
+        clock.skip(seconds if begun in {Stage.LOAD, Stage.EXPORT, Stage.VERIFY} else 0)
+
+    clock.go()
+    name = {None: "good", "export": "hang-1", "verify": "verify-hang-1"}[stage]
+    result = run_export(job(name, timeout=100.0), FAKE, server=server, on_stage=take)
+    assert (result.failure and result.failure.code) == (stage and "resource.timeout")
+    assert (result.failure and result.failure.stage) == stage
 
 
 @pytest.mark.parametrize(("name", "stage"), [("hang-1", "export"), ("verify-hang-1", "verify")])
@@ -134,14 +153,26 @@ def test_a_stage_has_a_deadline_of_its_own(
     assert f"deadline of 0.4 s for stage {stage}" in result.failure.message
 
 
-@pytest.mark.parametrize("limits", [{"deadlines": {"publish": 0.3}}, {"timeout": 4.0}])
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"deadlines": {"publish": 0.3}}, "0.3 s for stage publish"),
+        ({"timeout": 0.4}, "0.4 s in stage publish"),
+    ],
+)
 def test_a_publication_that_hangs_ends_at_a_deadline_and_publishes_nothing_later(
-    job: Callable[..., ExportJob], server: ForkServer, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any]
+    job: Callable[..., ExportJob],
+    server: ForkServer,
+    clock: StoppedClock,
+    monkeypatch: pytest.MonkeyPatch,
+    limits: dict[str, Any],
+    said: str,
 ) -> None:
     disk, tried = threading.Event(), threading.Event()
 
     def hang(staging: Path, final: Path, permit: Callable[[], None]) -> Published:
-        disk.wait(30)
+        clock.go()
+        disk.wait(60)
         try:
             return publish(staging, final, permit)
         finally:
@@ -152,9 +183,7 @@ def test_a_publication_that_hangs_ends_at_a_deadline_and_publishes_nothing_later
     result = run_export(one, FAKE, server=server)
     assert result.failure is not None
     assert (result.failure.code, result.failure.stage) == ("resource.timeout", "publish")
-    assert ("4 s in stage publish" if "timeout" in limits else "0.3 s for stage publish") in str(
-        result.failure.message
-    )
+    assert said in result.failure.message
     disk.set()
     assert tried.wait(30)
     assert left_behind(one) == []
@@ -167,7 +196,7 @@ def test_a_publication_that_hangs_does_not_keep_a_run_from_being_cancelled(
 
     def hang(staging: Path, final: Path, permit: Callable[[], None]) -> Published:
         cancellation.set()
-        disk.wait(30)
+        disk.wait(60)
         permit()
         raise AssertionError
 
@@ -179,16 +208,26 @@ def test_a_publication_that_hangs_does_not_keep_a_run_from_being_cancelled(
 
 
 def test_what_was_permitted_before_its_deadline_is_published(
-    job: Callable[..., ExportJob], server: ForkServer, monkeypatch: pytest.MonkeyPatch
+    job: Callable[..., ExportJob], server: ForkServer, clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    given_up = threading.Event()
+    give_up = worker._Call.give_up
+
+    def note(call: worker._Call) -> bool:
+        given_up.set()
+        return give_up(call)
+
     def slow(staging: Path, final: Path, permit: Callable[[], None]) -> Published:
         def ask() -> None:
             permit()
-            time.sleep(0.6)
+            clock.skip(1.0)
+            assert given_up.wait(60)
 
         return publish(staging, final, ask)
 
     monkeypatch.setattr(worker, "publish", slow)
+    monkeypatch.setattr(worker, "_RENAME", 60.0)
+    monkeypatch.setattr(worker._Call, "give_up", note)
     one = job("good", deadlines={"publish": 0.3})
     result = run_export(one, FAKE, server=server)
     assert result.failure is None
@@ -235,13 +274,14 @@ def test_a_full_disk_is_told_from_other_errors(
 
 
 def test_a_baseline_is_measured_or_fails_typed(server: ForkServer, tmp_path: Path) -> None:
-    def baseline(name: str) -> BaselineJob:
+    def baseline(name: str, timeout: float = 60.0) -> BaselineJob:
         checkpoint = CheckpointSource(name, Path("/c.yaml"), Path("/w.pth"))
-        return BaselineJob("k", checkpoint, DATASET, tmp_path / "b.log", timeout=0.7)
+        return BaselineJob("k", checkpoint, DATASET, tmp_path / "b.log", timeout=timeout)
 
     assert run_baseline(baseline("good"), FAKE, server=server).metrics == METRICS
-    for name, code in (("baseline-crash", "worker.crashed"), ("baseline-hang", "resource.timeout")):
-        result = run_baseline(baseline(name), FAKE, server=server)
+    crash, hang = baseline("baseline-crash"), baseline("baseline-hang", timeout=0.7)
+    for one, code in ((crash, "worker.crashed"), (hang, "resource.timeout")):
+        result = run_baseline(one, FAKE, server=server)
         assert result.failure is not None
         assert result.failure.code == code
 

@@ -174,8 +174,12 @@ class ForkServer:
     def _make_private_directory(self) -> None:
         if not has_room_for_a_socket(self.directory):
             raise Failure("worker.error", f"{self.directory}: this path is too long for a socket, set TMPDIR")
-        self.directory.mkdir(mode=0o700, exist_ok=True)
-        found = self.directory.lstat()
+        while True:
+            with contextlib.suppress(FileExistsError):
+                self.directory.mkdir(mode=0o700)
+            with contextlib.suppress(FileNotFoundError):  # it was that of a server which is ending
+                found = self.directory.lstat()
+                break
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise Failure("worker.error", f"{self.directory} is not a private directory of this user")
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from zooport.export_core.diagnosis import one_line
@@ -23,6 +24,7 @@ from zooport.export_core.isolation.server import STATUS, kill_group
 
 _START_TIMEOUT = 180.0  # seconds for the process to begin; the server may still be importing
 _TRACE_TIME = 0.2  # seconds a hanging process gets to write its stack trace to the log
+_SIGNAL_TIME = 3.0  # seconds more until the signal for it has arrived; a busy machine may take that long
 _LOOK = 0.2  # seconds between two looks at the memory that a process holds
 _KILL_TIMEOUT = 10.0  # seconds for a killed process to be gone; a disk that hangs takes longer
 
@@ -134,9 +136,16 @@ class Process:
                 min(end, self._end_of_stage(limits), look),
             )
         if not self._is_over():  # the log then tells where it was
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGUSR1)
-            self._until(lambda: False, time.monotonic() + _TRACE_TIME)
+            self._let_trace(self._pid)
+
+    def _let_trace(self, pid: int) -> None:
+        """Have the process write where it is, and give it the time."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR1)
+        end = time.monotonic() + _SIGNAL_TIME
+        while self._status_open and time.monotonic() < end and _is_on_its_way(pid, signal.SIGUSR1):
+            self._until(lambda: False, time.monotonic() + _LOOK / 10)
+        self._until(lambda: False, time.monotonic() + _TRACE_TIME)
 
     def _is_over(self) -> bool:
         return self.outcome is not None or self.cancelled or not self._status_open
@@ -232,6 +241,19 @@ class Process:
             self._helpers = pickle.loads(content)  # noqa: S301
         elif self.outcome is None:
             self.outcome = Outcome(kind, content)
+
+
+def _is_on_its_way(pid: int, signal_: signal.Signals) -> bool:
+    """Whether a signal to a process is not handled yet; False where the kernel does not tell.
+
+    It is pending until the process runs again, and blocked as long as its handler does.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    masks = (int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:", "SigBlk:")))
+    return any(mask >> (signal_ - 1) & 1 for mask in masks)
 
 
 class Forked:

@@ -305,8 +305,24 @@ class _Server:
                 return False
             if select.select([self._listener], [], [], 0)[0]:
                 return False
-            shutil.rmtree(self._directory, ignore_errors=True)
+            remove(self._directory)
         return True
+
+
+def remove(directory: Path) -> None:
+    """Remove the directory of a server that ends.
+
+    The socket goes first, or somebody could join whom nobody would answer; the lock goes last, because who
+    finds none locks a new one and starts a server in what is left here.
+    """
+    with contextlib.suppress(OSError):
+        (directory / SOCKET_NAME).unlink(missing_ok=True)
+        for entry in [each for each in directory.iterdir() if each.name != LOCK_NAME]:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def kill_group(leader: int) -> None:
