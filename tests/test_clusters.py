@@ -24,7 +24,8 @@ import pytest
 
 from zooport import cli
 from zooport.export_core.failures import Failure
-from zooport.jobs import ray_jobs
+from zooport.jobs import nodes, ray_jobs
+from zooport.jobs.plan import Plan
 from zooport.jobs.registry import open_registry
 from zooport.jobs.registry.records import ExportFilter, ExportRow
 from zooport.tests import bucket
@@ -453,3 +454,29 @@ def pretended_versions(address: str, ray: str, python: str) -> Iterator[None]:
         yield
     finally:
         client.internal_kv_put(key, before, True, where)
+
+
+def test_a_node_that_joins_while_the_output_takes_no_files_is_asked_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    asked: list[str] = []
+
+    def send(found: Sequence[nodes._Node], _: object) -> dict[str, nodes._Node]:
+        asked.append(found[0].name)
+        return {"reference": found[0]}
+
+    output.write_text("in the way")
+    joining = nodes.Nodes(Plan("r", ()), ())
+    joining._folders = [output]
+    monkeypatch.setattr(nodes, "_LOOK", 0.0)
+    monkeypatch.setattr(nodes, "_nodes", lambda: [nodes._Node("n", "node n")])
+    monkeypatch.setattr(nodes, "_send", send)
+    monkeypatch.setattr(nodes.Nodes, "_hear", lambda *_: "")
+    (said,) = joining.newcomers()
+    assert "node n has joined and waits: output.unwritable: cannot write to" in said
+    assert joining.newcomers() == []  # it was said
+    output.unlink()
+    assert joining.newcomers() == []
+    assert asked == ["node n"]
+    joining.close()
