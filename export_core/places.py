@@ -138,19 +138,30 @@ def output_place(output: str | Path, base: Path) -> Place:
     try:
         parts = urlsplit(text)
     except ValueError as error:
-        raise Failure("output.unwritable", f"{text}: {error}", hint=_HINT) from None
-    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        raise Failure("output.unwritable", f"{shown(text)}: {error}", hint=_HINT) from None
     if parts.scheme == "file":
         return without_detours(Path(unquote(parts.path)))
     problem = _problem(text, parts.scheme)
     if problem:
-        raise Failure("output.unwritable", f"{shown}: {problem}", hint=_HINT)
+        raise Failure("output.unwritable", f"{shown(text)}: {problem}", hint=_HINT)
     if parts.password is not None:
         hint = "credentials belong where the storage's own tools look for them: environment or profile"
-        raise Failure("output.unwritable", f"{shown}: a password in the address is kept nowhere", hint=hint)
+        raise Failure(
+            "output.unwritable", f"{shown(text)}: a password in the address is kept nowhere", hint=hint
+        )
     place = RemotePath(text)
     _check_scheme(place, parts.scheme)
     return place
+
+
+def shown(address: str) -> str:
+    """Return an address without what may be secret: user, password, signature."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # nobody knows which part is which
+        return f"{address.partition('://')[0]}://..."
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}" if parts.scheme else address
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from zooport.export_core.checkpoints.fetch import is_named_by_md5, is_outdated, require_as_named, shown
+from zooport.export_core.checkpoints.fetch import is_named_by_md5, is_outdated, require_as_named
 from zooport.export_core.checkpoints.remote import TransferError
 from zooport.export_core.failures import Failure, FailureRecord, Stage
+from zooport.export_core.places import shown
 from zooport.jobs.digests import DigestCache, default_cache
 
 _AS_NAMED = "as named"

@@ -255,8 +255,10 @@ class Crew:
     def _goes_on(self, task: Task) -> bool:
         """Whether a task belongs to what has begun: a shard, a baseline that is waited for, a closer look."""
         job = task.job
-        if isinstance(job, ExportJob) or not opens_attempt(job):
-            return not opens_attempt(job)
+        if not opens_attempt(job):
+            return True
+        if isinstance(job, ExportJob):
+            return False
         at_work = (host.task.job for host in self._hosts.values() if host.task is not None)
         return self._book.awaits(job.key) or any(
             isinstance(other, ExportJob) and other.baseline == job.key for other in at_work

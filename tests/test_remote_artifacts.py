@@ -100,6 +100,7 @@ class TestAddresses:
             ("nosuch://host/zoo", "unknown scheme nosuch://"),
             ("simplecache::bucket://zoo", "chained"),
             ("sftp://me:secret@host/zoo", "a password in the address"),
+            ("s3://me:secret@[bad", "s3://...: Invalid IPv6 URL"),
         ],
     )
     def test_what_keeps_nothing_is_refused(self, address: str, problem: str, tmp_path: Path) -> None:

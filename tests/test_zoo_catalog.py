@@ -127,6 +127,7 @@ def test_a_manifest_takes_models_by_pattern(tmp_path: Path, cache: Path) -> None
         ("zoo: COCO-Detection/retinanet_R50_FPN_3x", "retinanet_R_50_FPN_3x"),
         ("zoo: Misc/semantic_R_50_FPN_1x", "never released"),
         ("name: a, config: c.yaml, weights: ftp://host/x.pth", "unknown scheme"),
+        ('name: a, config: c.yaml, weights: "https://me:secret@[bad/x.pth"', "https://...: Invalid IPv6"),
     ],
 )
 def test_a_manifest_that_asks_for_what_is_not_there_is_told_where(

@@ -21,6 +21,7 @@ from zooport.export_core.checkpoints.remote import Progress, TransferError, desc
 from zooport.export_core.checkpoints.strangers import START, answered_instead
 from zooport.export_core.checkpoints.versions import is_current, remember
 from zooport.export_core.failures import Failure
+from zooport.export_core.places import shown
 
 DETECTRON2_HOST = "https://dl.fbaipublicfiles.com/detectron2/"
 """What ``detectron2://`` stands for; the environment variable ZOOPORT_DETECTRON2_URL names a mirror."""
@@ -264,13 +265,6 @@ def _unreachable(url: str, final: Path, error: TransferError) -> Failure:
         hint=older if is_here(final) else place,
         details={"url": shown(url), "path": str(final), "refused": error.permanent},
     )
-
-
-def shown(url: str) -> str:
-    """Return an address without what may be secret: user, password, signature."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}" if parts.scheme else url
 
 
 def _ignore(done: int, total: int | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from zooport.export_core.config import lazy, yaml_reader
 from zooport.export_core.config.repair import repair_text
 from zooport.export_core.failures import Failure
+from zooport.export_core.places import expanded
 
 BASE_KEY = "_BASE_"
 MAX_FILES = 64
@@ -109,5 +109,5 @@ def _bases(file: ConfigFile) -> list[Path]:
                 f"{file.path}: {BASE_KEY} {name} is an address; configs are read from this machine only",
                 hint="save that file beside this one and name it by its path",
             )
-        bases.append(file.path.parent / os.path.expanduser(name))  # noqa: PTH111 - Path's raises on "~nobody"
+        bases.append(file.path.parent / expanded(name))
     return bases
